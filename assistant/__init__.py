@@ -1,0 +1,71 @@
+"""A chat assistant made of plugins. What a plugin's author imports is here, and nothing of it is heavy."""
+
+from assistant.errors import ModelMissing, PluginError, UserError
+from assistant.identity import Identity, Role
+from assistant.messages import (
+    Action,
+    Actions,
+    Choice,
+    Choices,
+    Entities,
+    Event,
+    File,
+    Handoff,
+    Job,
+    Label,
+    Labels,
+    Message,
+    Progress,
+    Reply,
+    Request,
+    Route,
+    Source,
+    Sources,
+    Span,
+    Table,
+    Text,
+)
+from assistant.plugin import Config, ModelName, Options, Plugin
+from assistant.services import ChatLog, Embedder, Hit, Hits, Jobs, KnowledgeBase, ModelStore
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Action",
+    "Actions",
+    "ChatLog",
+    "Choice",
+    "Choices",
+    "Config",
+    "Embedder",
+    "Entities",
+    "Event",
+    "File",
+    "Handoff",
+    "Hit",
+    "Hits",
+    "Identity",
+    "Job",
+    "Jobs",
+    "KnowledgeBase",
+    "Label",
+    "Labels",
+    "Message",
+    "ModelMissing",
+    "ModelName",
+    "ModelStore",
+    "Options",
+    "Plugin",
+    "PluginError",
+    "Progress",
+    "Reply",
+    "Request",
+    "Role",
+    "Route",
+    "Source",
+    "Sources",
+    "Span",
+    "Table",
+    "Text",
+    "UserError",
+]

@@ -1,0 +1,238 @@
+"""The one database: its transactions, and the single writer of this process.
+
+No other module knows which database it is. Writes are queued to one thread that commits them in groups; a write has
+returned only when it is on the disk. Every change of knowledge takes the next number of a sequence in its own transaction.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import QueuePool
+
+from assistant.errors import UserError
+from assistant.failpoints import failpoint
+from assistant.schema import FULL_TEXT, SCHEMA
+
+T = TypeVar("T")
+
+
+def process_name() -> str:
+    """This process as a lease names it: host, pid and start time, so that a reused pid is not mistaken for it."""
+    return f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time():.2f}"
+
+
+def is_alive(holder: str) -> bool | None:
+    """Whether the process that a lease names still runs; None where it is on another host and cannot be known."""
+    host, _, rest = holder.rpartition(":")[0].rpartition(":")
+    if host != socket.gethostname():
+        return None
+    pid, started = int(rest), float(holder.rpartition(":")[2])
+    try:
+        return bool(abs(psutil.Process(pid).create_time() - started) < 0.05)
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return None
+
+
+class Database:
+    """Reads see one snapshot each; writes go through one thread and are durable when they return."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._engine = _engine(url)
+        self._queue: queue.SimpleQueue[tuple[Callable[[Connection], Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._start = threading.Lock()
+        self._writer: threading.Thread | None = None
+        self._closed = False
+
+    @classmethod
+    def at(cls, home: Path) -> Database:
+        """The database of a state folder, made and migrated where needed."""
+        database = cls(f"sqlite:///{home / 'assistant.db'}")
+        database.migrate()
+        return database
+
+    def migrate(self) -> None:
+        """Bring the schema to `SCHEMA`; Alembic is imported only when there is something to do."""
+        with self._engine.connect() as connection:
+            if connection.dialect.has_table(connection, "alembic_version"):
+                found = connection.scalar(text("SELECT version_num FROM alembic_version"))
+                if found == SCHEMA:
+                    return
+        from assistant.migrations import upgrade
+
+        upgrade(self._engine)
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A connection that sees one snapshot of the database until the block ends."""
+        with self._engine.connect() as connection:
+            yield connection
+
+    def write(self, work: Callable[[Connection], T]) -> T:
+        """Run `work` in a transaction of the writer thread; returns its result once it is committed.
+
+        `work` may be grouped with others into one transaction, in a savepoint of its own. What it raises is raised here, and
+        nothing of it stays. Do no slow work inside: everybody else waits.
+        """
+        return self.submit(work).result()
+
+    def submit(self, work: Callable[[Connection], T]) -> Future[T]:
+        """As `write`, without waiting."""
+        future: Future[T] = Future()
+        with self._start:
+            if self._closed:
+                raise RuntimeError("the database is closed")
+            if self._writer is None:
+                self._writer = threading.Thread(target=self._run, name="database-writer", daemon=True)
+                self._writer.start()
+            self._queue.put((work, future))
+        return future
+
+    def close(self) -> None:
+        """Commit what is queued, then let go of the file."""
+        with self._start:
+            self._closed = True
+            writer = self._writer
+            self._queue.put(None)
+        if writer is not None:
+            writer.join()
+        self._engine.dispose()
+
+    def _run(self) -> None:
+        last = False
+        while not last:
+            item = self._queue.get()
+            batch = []
+            while item is not None:
+                batch.append(item)
+                if len(batch) == 100 or self._queue.empty():
+                    break
+                item = self._queue.get()
+            last = item is None
+            if batch:
+                self._commit(batch)
+
+    def _commit(self, batch: list[tuple[Callable[[Connection], Any], Future[Any]]]) -> None:
+        done: list[tuple[Future[Any], Any]] = []
+        try:
+            with self._engine.connect().execution_options(writes=True) as connection:
+                for work, future in batch:
+                    if len(batch) == 1:
+                        done.append((future, work(connection)))
+                        break
+                    try:
+                        with connection.begin_nested():
+                            result = work(connection)
+                    except BaseException as error:  # noqa: BLE001 - it belongs to whoever asked
+                        future.set_exception(_explained(error))
+                    else:
+                        done.append((future, result))
+                failpoint("storage.commit")
+                connection.commit()
+                failpoint("storage.committed")
+        except BaseException as error:  # noqa: BLE001 - every waiting caller must hear of it
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(_explained(error))
+        else:
+            for future, result in done:
+                future.set_result(result)
+
+
+def next_sequence(connection: Connection, name: str = "knowledge") -> int:
+    """The next change number, taken inside the caller's transaction: it is seen exactly when the change is."""
+    statement = text(
+        "INSERT INTO sequences (name, value) VALUES (:name, 1) "
+        "ON CONFLICT (name) DO UPDATE SET value = sequences.value + 1 RETURNING value"
+    )
+    return int(connection.execute(statement, {"name": name}).scalar_one())
+
+
+def current_sequence(connection: Connection, name: str = "knowledge") -> int:
+    """The newest change number in this snapshot; 0 before the first change."""
+    found = connection.execute(text("SELECT value FROM sequences WHERE name = :name"), {"name": name}).scalar()
+    return int(found or 0)
+
+
+def index_text(connection: Connection, row: int, title: str, body: str) -> None:
+    """Put a chunk's terms into the full text, or replace them."""
+    remove_text(connection, row)
+    connection.execute(
+        text(f"INSERT INTO {FULL_TEXT} (rowid, title, body) VALUES (:row, :title, :body)"),  # noqa: S608 - a constant
+        {"row": row, "title": title, "body": body},
+    )
+
+
+def remove_text(connection: Connection, row: int) -> None:
+    """Take a chunk's terms out of the full text."""
+    connection.execute(text(f"DELETE FROM {FULL_TEXT} WHERE rowid = :row"), {"row": row})  # noqa: S608 - a constant
+
+
+def search_text(connection: Connection, terms: list[str], collection: str, limit: int) -> list[tuple[int, float]]:
+    """(row, BM25 score; higher is better) of the live chunks of `collection` with any of `terms`, best first."""
+    if not terms:
+        return []
+    match = " OR ".join('"' + term.replace('"', '""') + '"' for term in terms)
+    statement = text(
+        f"SELECT chunks.row, -bm25({FULL_TEXT}, 2.0, 1.0) AS score FROM {FULL_TEXT} "  # noqa: S608 - a constant
+        f"JOIN chunks ON chunks.row = {FULL_TEXT}.rowid "
+        f"WHERE {FULL_TEXT} MATCH :match AND chunks.collection = :collection AND chunks.enabled AND NOT chunks.deleted "
+        "ORDER BY score DESC LIMIT :limit"
+    )
+    rows = connection.execute(statement, {"match": match, "collection": collection, "limit": limit})
+    return [(int(row), float(score)) for row, score in rows]
+
+
+def now() -> float:
+    """Seconds since 1970 for the columns people read; order never depends on it."""
+    return time.time()
+
+
+def _engine(url: str) -> Engine:
+    engine = create_engine(url, poolclass=QueuePool, pool_size=16, max_overflow=48, connect_args={"timeout": 30})
+
+    @event.listens_for(engine, "connect")
+    def _connect(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # transactions are begun by us: the driver would begin them too late
+        for pragma in (
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "foreign_keys=ON",
+            "busy_timeout=30000",
+            "secure_delete=ON",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        # A writer takes the lock first: a reader that turns writer half-way would be refused, not made to wait.
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("writes") else "BEGIN")
+
+    return engine
+
+
+def _explained(error: BaseException) -> BaseException:
+    """The error as its reader needs it: a full disk and a busy database are things they can act on."""
+    reason = str(getattr(error, "orig", error)) if isinstance(error, DBAPIError) else ""
+    if "disk is full" in reason or "disk I/O" in reason or (isinstance(error, OSError) and error.errno in (27, 28)):
+        return UserError("The disk is full: nothing was saved. Make room on it and try again.")
+    if "database is locked" in reason:
+        return UserError("Another program holds the database for more than 30 seconds. Stop it and try again.")
+    if "readonly database" in reason:
+        return UserError("The state folder cannot be written to. Check who owns it and try again.")
+    return error
