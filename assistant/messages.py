@@ -274,6 +274,23 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Incoming:
+    """What somebody sent, before anything was done with it.
+
+    `conversation` "" begins a new one; `plugin` "" lets the router choose; the same `key` again in a conversation is the
+    same message, sent twice.
+    """
+
+    text: str
+    identity: Identity
+    conversation: str = ""
+    plugin: str = ""
+    options: Mapping[str, JsonValue] = field(default_factory=dict)
+    locale: str = "en"
+    key: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
     """A finished answer, collected."""
 
@@ -281,7 +298,7 @@ class Reply:
     turn: str
     route: Route
     events: tuple[Event, ...]
-    state: Literal["done", "failed", "stopped"] = "done"
+    state: Literal["pending", "streaming", "done", "failed", "stopped"] = "done"
 
     @property
     def text(self) -> str:

@@ -11,14 +11,15 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, Table, create_engine, event, text
+from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import QueuePool
 
@@ -76,6 +77,14 @@ class Database:
         from assistant.migrations import upgrade
 
         upgrade(self._engine)
+
+    def health(self) -> tuple[str, str]:
+        """The schema version that is there, and what the file finds wrong with itself; "" where there is none of it."""
+        with self._engine.connect() as connection:
+            made = connection.dialect.has_table(connection, "alembic_version")
+            version = connection.scalar(text("SELECT version_num FROM alembic_version")) if made else ""
+            verdict = str(connection.scalar(text("PRAGMA quick_check(1)")))
+        return str(version or ""), "" if verdict == "ok" else verdict
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -167,6 +176,12 @@ def current_sequence(connection: Connection, name: str = "knowledge") -> int:
     """The newest change number in this snapshot; 0 before the first change."""
     found = connection.execute(text("SELECT value FROM sequences WHERE name = :name"), {"name": name}).scalar()
     return int(found or 0)
+
+
+def upsert(connection: Connection, table: Table, row: Mapping[str, Any], *, keys: Sequence[str]) -> None:
+    """Insert `row`, or overwrite the row that has the same `keys`."""
+    statement = insert(table).values(**row)
+    connection.execute(statement.on_conflict_do_update(index_elements=list(keys), set_=dict(row)))
 
 
 def index_text(connection: Connection, row: int, title: str, body: str) -> None:

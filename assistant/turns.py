@@ -1,0 +1,198 @@
+"""One answer in the making: what was streamed so far, who waits for it, and how it ends.
+
+The plugin's thread adds events; readers wait for a newer version and take a snapshot; whoever ends the turn first
+(the plugin, Stop, the deadline, the output limit) decides how it ended. Nothing is queued, so a slow reader holds nobody up and a
+vanished one costs nothing; memory is bounded by the output limit.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from assistant.chatlog import Begun, State
+from assistant.errors import UserError
+from assistant.messages import Event, Failure, File, Progress, Route, Text, from_log, to_log
+from assistant.plugin import Plugin
+
+CUT = "\n\n*The answer is longer than it may be and was cut here.*"
+OVER = ("done", "failed", "stopped")
+
+
+class TurnOver(Exception):
+    """Nobody waits for this answer any more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """An answer as far as it is: `state` done, failed or stopped means that nothing more will come."""
+
+    conversation: str
+    turn: str
+    state: State
+    events: tuple[Event, ...]
+    route: Route | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will come."""
+        return self.state in OVER
+
+
+@dataclass
+class LiveTurn:
+    """The answer that one thread of this process makes."""
+
+    begun: Begun
+    owner: str
+    deadline: float  # time.monotonic()
+    max_bytes: int
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    state: State = "pending"
+    route: Route | None = None
+    started: float = field(default_factory=time.monotonic)
+    first_event: float = 0.0
+    saved_version: int = 0
+    saved_at: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self._events: list[Event] = []
+        self._bytes = 0
+        self._version = 0
+        self._changed = threading.Condition()
+
+    def add(self, event: Event) -> None:
+        """Take an event from the plugin. Raises `ValueError` where it is not one, `TurnOver` when nobody waits."""
+        form = to_log(event)
+        valid = from_log(form) if not isinstance(event, File) else event
+        if isinstance(valid, Failure):
+            raise ValueError("only the host makes a Failure; raise UserError with a sentence for the reader instead")
+        size = len(str(form)) + (len(event.data) if isinstance(event, File) else 0)
+        with self._changed:
+            self._refuse_when_over()
+            self._bytes += size
+            if self._bytes > self.max_bytes:
+                self._append(Text(CUT))
+                self.cancelled.set()
+                raise TurnOver
+            self.first_event = self.first_event or time.monotonic()
+            self.state = "streaming"
+            self._append(valid)
+
+    def routed(self, route: Route) -> None:
+        """Make the route known to the readers."""
+        with self._changed:
+            self.route = route
+            self._bump()
+
+    def end(self, state: State, failure: Failure | None = None) -> bool:
+        """End the turn; False where it had ended already. Only the caller that gets True writes the log."""
+        with self._changed:
+            if self.state in OVER:
+                return False
+            self._events = [event for event in self._events if not isinstance(event, Progress)]
+            if failure is not None:
+                self._append(failure)
+            self.state = state
+            self._bump()
+        if state != "done":
+            self.cancelled.set()
+        return True
+
+    def snapshot(self) -> tuple[int, Snapshot]:
+        """The version, and what the answer is at it."""
+        with self._changed:
+            return self._version, Snapshot(
+                conversation=self.begun.conversation,
+                turn=self.begun.answer,
+                state=self.state,
+                events=tuple(self._events),
+                route=self.route,
+            )
+
+    def wait(self, version: int, timeout: float) -> None:
+        """Return when there is something newer than `version`, or after `timeout` seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._version != version, timeout)
+
+    def _refuse_when_over(self) -> None:
+        if self.state in OVER or self.cancelled.is_set():
+            raise TurnOver
+
+    def _append(self, event: Event) -> None:
+        last = self._events[-1] if self._events else None
+        if isinstance(event, Text) and isinstance(last, Text):
+            self._events[-1] = Text(last.text + event.text)
+        elif isinstance(last, Progress):
+            self._events[-1] = event
+        else:
+            self._events.append(event)
+        self._bump()
+
+    def _bump(self) -> None:
+        self._version += 1
+        self._changed.notify_all()
+
+
+class Gate:
+    """In front of one plugin: opens it once, limits how many answers it makes at a time, and counts those that hang."""
+
+    MAX_STUCK = 2
+
+    def __init__(self, plugin: Plugin[Any]) -> None:
+        self.plugin = plugin
+        self._lock = threading.Lock()
+        self._opened = False
+        self._slots = threading.BoundedSemaphore(plugin.max_concurrency)
+        self._stuck: set[int] = set()
+
+    def enter(self, turn: LiveTurn) -> None:
+        """Wait for a free slot, and open the plugin if nobody did; `UserError` where it is suspended or stays busy."""
+        if len(self._stuck) >= self.MAX_STUCK:
+            raise UserError(
+                f"The plugin {self.plugin.name} is suspended: {len(self._stuck)} of its answers did not stop when told to. "
+                "Ask another one, or restart the program."
+            )
+        while not self._slots.acquire(timeout=0.25):
+            if turn.cancelled.is_set():
+                raise TurnOver
+        try:
+            with self._lock:
+                if not self._opened:
+                    self.plugin.open()
+                    self._opened = True
+        except BaseException:
+            self._slots.release()
+            raise
+
+    def leave(self) -> None:
+        """Give the slot back; the thread that entered calls it when the plugin really has ended."""
+        self._stuck.discard(threading.get_ident())
+        self._slots.release()
+
+    def hangs(self, thread: int) -> None:
+        """Note that this thread goes on although its turn is over."""
+        self._stuck.add(thread)
+
+    def close(self) -> None:
+        """Close the plugin if it was opened."""
+        with self._lock:
+            if self._opened:
+                self._opened = False
+                self.plugin.close()
+
+
+def drain(turn: LiveTurn, answer: Iterable[Event]) -> None:
+    """Take every event of a plugin's answer into the turn; its generator is closed in any case."""
+    if isinstance(answer, str | bytes) or not isinstance(answer, Iterable):
+        raise ValueError(f"expected handle to yield or return events, found {type(answer).__name__}")
+    try:
+        for event in answer:
+            turn.add(event)
+    finally:
+        close = getattr(answer, "close", None)
+        if close is not None:
+            close()

@@ -1,0 +1,93 @@
+// Wakes the page when an answer starts or ends elsewhere, keeps the conversation in the address, and makes clicks on
+// choices and Escape work. It reads two marks that the server renders: which conversation is shown, which answer is followed.
+(() => {
+  "use strict";
+  let shown = null;
+  let source = null;
+  let followed = new Set();
+
+  const mark = (name) => {
+    const element = document.querySelector(`#here .${name}`);
+    return element ? element.title : "";
+  };
+  const click = (id) => {
+    const element = document.getElementById(id);
+    const button = element && (element.matches("button") ? element : element.querySelector("button"));
+    if (button) button.click();
+    return Boolean(button);
+  };
+  const wake = (turn) => {
+    // The page that asked follows the answer already; give its own update the time to arrive first.
+    setTimeout(() => {
+      if (followed.has(turn)) return;
+      click("wake");
+    }, 700);
+  };
+
+  const listen = (conversation) => {
+    if (source) source.close();
+    source = null;
+    if (!conversation) return;
+    source = new EventSource(`events?conversation=${encodeURIComponent(conversation)}`);
+    for (const what of ["started", "finished"]) {
+      source.addEventListener(what, (event) => wake(JSON.parse(event.data).turn));
+    }
+    source.addEventListener("open", () => document.body.classList.remove("offline"));
+    source.addEventListener("error", () => document.body.classList.add("offline"));
+  };
+
+  const look = () => {
+    if (!document.querySelector("#here .here")) return;
+    const following = mark("following");
+    if (following) followed.add(following);
+    const conversation = mark("here");
+    if (conversation === shown) return;
+    shown = conversation;
+    const address = new URL(location.href);
+    if (conversation) address.searchParams.set("c", conversation);
+    else address.searchParams.delete("c");
+    history.replaceState(history.state, "", address);
+    listen(conversation);
+  };
+
+  const label = () => {
+    // Gradio puts a message's source into its label: read out, that is markup. Say who speaks and what is seen.
+    for (const message of document.querySelectorAll("#chat [data-testid=bot], #chat [data-testid=user]")) {
+      const who = message.dataset.testid === "bot" ? "Assistant" : "You";
+      if (!message.getAttribute("aria-label")?.startsWith(`${who}:`)) {
+        message.setAttribute("aria-label", `${who}: ${message.innerText.trim().slice(0, 200)}`);
+      }
+    }
+  };
+
+  let waiting = false;
+  new MutationObserver(() => {
+    if (waiting) return;
+    waiting = true;
+    setTimeout(() => {
+      waiting = false;
+      look();
+      label();
+    }, 50);
+  }).observe(document.documentElement, { subtree: true, childList: true, attributes: true, attributeFilter: ["title"] });
+
+  document.addEventListener("click", (event) => {
+    const choice = event.target.closest("#chat button.choice");
+    if (!choice) return;
+    const box = document.querySelector("#message textarea");
+    box.value = choice.title ? `/${choice.title} ${choice.value}` : choice.value;
+    box.dispatchEvent(new Event("input", { bubbles: true }));
+    setTimeout(() => click("send"), 150);
+  });
+
+  addEventListener("beforeunload", () => {
+    // Leaving breaks off Gradio's open streams, which it reports as errors of a page that is no longer there. This script
+    // is not deferred so that it is asked before Gradio.
+    console.error = () => {};
+    if (source) source.close();
+  });
+
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") click("stop");
+  });
+})();
