@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from assistant.chatlog import Begun, Conversation, Entry, Log
@@ -30,9 +30,9 @@ UPDATES_PER_SECOND = 8
 
 
 class Assistant:
-    """Routes, opens once, limits, isolates, logs. `home` is the state folder."""
+    """Routes, opens once, limits, isolates, logs. `home` is the state folder, `plugins` come before those that are found."""
 
-    def __init__(self, home: Path, settings: Settings) -> None:
+    def __init__(self, home: Path, settings: Settings, *, plugins: Sequence[type[AnyPlugin]] = ()) -> None:
         home = state_folder(home)
         self.home = home
         self.settings = settings
@@ -41,11 +41,11 @@ class Assistant:
         self.models = Store(home, self.database)
         self.knowledge = Library(home, self.database, self.models, settings.knowledge)
         services = {"knowledge": self.knowledge, "models": self.models, "log": self.log}
-        self.registry = Registry.load(settings.plugins, services)
-        plugins = {name: loaded.plugin for name, loaded in self.registry.loaded.items()}
-        router = Router(plugins, settings.plugins.fallback, self.models, settings.knowledge.embedder)
+        self.registry = Registry.load(settings.plugins, services, given=plugins)
+        built = {name: loaded.plugin for name, loaded in self.registry.loaded.items()}
+        router = Router(built, settings.plugins.fallback, self.models, settings.knowledge.embedder)
         self.log.sweep()
-        self._host = Host(self.log, router, plugins, settings)
+        self._host = Host(self.log, router, built, settings)
 
     def plugins_for(self, identity: Identity) -> list[AnyPlugin]:
         """The plugins that `identity` may call."""

@@ -45,7 +45,9 @@ Collection = Annotated[str, typer.Option("--collection", help="Which collection;
 def serve(
     home: Home = None,
     host: Annotated[str, typer.Option(help="Address to listen on; otherwise the settings'.")] = "",
-    port: Annotated[int, typer.Option(min=-1, max=65535, help="Port to listen on, 0 for a free one.")] = -1,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port to listen on, 0 for a free one; otherwise the settings'.")
+    ] = None,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")] = True,
 ) -> None:
     """Put in place what is missing, then serve the page until Ctrl-C."""
@@ -53,7 +55,7 @@ def serve(
 
     settings = load(home_folder(home))
     server = settings.server.model_copy(
-        update={"host": host or settings.server.host, "port": settings.server.port if port < 0 else port}
+        update={"host": host or settings.server.host, "port": settings.server.port if port is None else port}
     )
     run(home_folder(home), settings.model_copy(update={"server": server}), browser=browser, report=_report)
 

@@ -18,6 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from sqlalchemy.exc import DBAPIError
+
 from assistant.schema import SCHEMA
 from assistant.settings import Settings
 from assistant.storage import Database
@@ -170,15 +172,16 @@ def _database(home: Path) -> list[Row]:
     if not path.exists():
         return [Row("database", "warn", "not there yet", "`assistant serve` makes it")]
     database = Database(f"sqlite:///{path}")
+    restore = f"Stop the program and restore {path.name} from a backup"
     try:
         version, problem = database.health()
+    except DBAPIError as error:
+        return [Row("database", "bad", f"cannot be read: {error.orig}", restore)]
     finally:
         database.close()
     found = f"version {version or 'none'}, {path.stat().st_size / 1e6:.1f} MB"
     if problem:
-        return [
-            Row("database", "bad", f"damaged: {problem}", f"Stop the program and restore {path.name} from a backup")
-        ]
+        return [Row("database", "bad", f"damaged: {problem}", restore)]
     if version > SCHEMA:
         return [Row("database", "bad", f"{found}, this program knows {SCHEMA}", "Update the program")]
     if version != SCHEMA:
@@ -190,13 +193,15 @@ def _models(home: Path, settings: Settings) -> list[Row]:
     from assistant.models.catalog import CATALOG
     from assistant.models.store import Store
 
-    path = home / "assistant.db"
-    database = Database(f"sqlite:///{path}") if path.exists() else None
-    try:
-        current = database is not None and database.health()[0] == SCHEMA
-        models = Store(home, database).list() if database is not None and current else []
-    finally:
-        if database is not None:
+    models = []
+    if (home / "assistant.db").exists():
+        database = Database(f"sqlite:///{home / 'assistant.db'}")
+        try:
+            if database.health()[0] == SCHEMA:
+                models = Store(home, database).list()
+        except DBAPIError:
+            return [Row("models", "bad", "not known: they stand in the database", "Mend the database first")]
+        finally:
             database.close()
     needed = settings.knowledge.embedder
     rows = []

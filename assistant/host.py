@@ -24,7 +24,7 @@ from assistant.plugin import Options
 from assistant.registry import AnyPlugin
 from assistant.router import Router
 from assistant.settings import Settings
-from assistant.turns import Gate, LiveTurn, TurnOver, drain
+from assistant.turns import Gate, LiveTurn, TurnOver, drain_into
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ class Host:
         with self._lock:
             self._threads[turn.begun.answer] = (threading.current_thread(), gate)
         try:
-            drain(turn, plugin.handle(request, options))
+            drain_into(plugin.handle(request, options), turn.add)
         finally:
             gate.leave()
         state = _json_object(request.state, plugin.name)

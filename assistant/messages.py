@@ -221,6 +221,21 @@ def from_log(form: Mapping[str, Any]) -> Event:
     return event
 
 
+def checked(event: Event) -> Event:
+    """The event as its log form gives it back: what a plugin yields may be of any type, and hold anything.
+
+    Raises `ValueError` for what is no event, and for a `Failure`, which the host alone makes.
+    """
+    if isinstance(event, Failure):
+        raise ValueError("only the host makes a Failure; raise UserError with a sentence for the reader instead")
+    valid = from_log(to_log(event))
+    if isinstance(valid, File) and isinstance(event, File):
+        if not isinstance(event.data, bytes):
+            raise ValueError(f"File: expected data to be bytes, found {type(event.data).__name__}")
+        return replace(valid, data=event.data)
+    return valid
+
+
 def _first(error: BaseException) -> str:
     if not isinstance(error, ValidationError):
         return "nested too deeply"

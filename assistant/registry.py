@@ -6,9 +6,10 @@ import importlib
 import inspect
 import logging
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -50,11 +51,13 @@ class Registry:
     rejected: tuple[Rejected, ...]
 
     @classmethod
-    def load(cls, settings: PluginsSection, services: Mapping[str, Any]) -> Registry:
-        """Discover, check and build every plugin that is not disabled."""
+    def load(
+        cls, settings: PluginsSection, services: Mapping[str, Any], *, given: Sequence[type[AnyPlugin]] = ()
+    ) -> Registry:
+        """Check and build the `given` plugins and all that are discovered, but those that are disabled."""
         loaded: dict[str, Loaded] = {}
         rejected: list[Rejected] = []
-        for found in _discover(settings.folders):
+        for found in chain(((kind, kind.__module__) for kind in given), _discover(settings.folders)):
             if isinstance(found, Rejected):
                 rejected.append(found)
                 continue

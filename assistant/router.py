@@ -7,7 +7,7 @@ import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from assistant.errors import UserError
+from assistant.errors import ModelMissing, UserError
 from assistant.identity import Identity, call_action, may
 from assistant.messages import Route
 from assistant.plugin import Plugin
@@ -79,9 +79,11 @@ class ExampleGuess:
             return None
         import numpy as np
 
-        with self._models.use(self._embedder, Embedder) as embedder:  # type: ignore[type-abstract]
-            examples = self._examples(embedder)
-            cosines = examples @ embedder.embed_queries([text])[0]
+        try:
+            with self._models.use(self._embedder, Embedder) as embedder:  # type: ignore[type-abstract]
+                cosines = self._examples(embedder) @ embedder.embed_queries([text])[0]
+        except ModelMissing:
+            return None  # before the first model is in place there is nothing to guess with
         best: dict[str, float] = {}
         owners = [plugin for plugin in self._candidates for _ in plugin.examples]
         for plugin, cosine in zip(owners, cosines, strict=True):

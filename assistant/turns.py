@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from assistant.chatlog import Begun, State
 from assistant.errors import UserError
-from assistant.messages import Event, Failure, File, Progress, Route, Text, from_log, to_log
+from assistant.messages import Event, Failure, Progress, Route, Text, checked
 from assistant.plugin import Plugin
 
 CUT = "\n\n*The answer is longer than it may be and was cut here.*"
@@ -65,12 +65,8 @@ class LiveTurn:
         self._changed = threading.Condition()
 
     def add(self, event: Event) -> None:
-        """Take an event from the plugin. Raises `ValueError` where it is not one, `TurnOver` when nobody waits."""
-        form = to_log(event)
-        valid = from_log(form) if not isinstance(event, File) else event
-        if isinstance(valid, Failure):
-            raise ValueError("only the host makes a Failure; raise UserError with a sentence for the reader instead")
-        size = len(str(form)) + (len(event.data) if isinstance(event, File) else 0)
+        """Take a checked event from the plugin; `TurnOver` when nobody waits for it or the answer got too long."""
+        size = len(repr(event))
         with self._changed:
             self._refuse_when_over()
             self._bytes += size
@@ -80,7 +76,7 @@ class LiveTurn:
                 raise TurnOver
             self.first_event = self.first_event or time.monotonic()
             self.state = "streaming"
-            self._append(valid)
+            self._append(event)
 
     def routed(self, route: Route) -> None:
         """Make the route known to the readers."""
@@ -185,13 +181,16 @@ class Gate:
                 self.plugin.close()
 
 
-def drain(turn: LiveTurn, answer: Iterable[Event]) -> None:
-    """Take every event of a plugin's answer into the turn; its generator is closed in any case."""
+def drain_into(answer: Iterable[Event], take: Callable[[Event], None]) -> None:
+    """Give every event of a plugin's answer to `take`, in its log form's words; a generator is closed in any case.
+
+    Raises `ValueError` where the answer is no stream of events.
+    """
     if isinstance(answer, str | bytes) or not isinstance(answer, Iterable):
         raise ValueError(f"expected handle to yield or return events, found {type(answer).__name__}")
     try:
         for event in answer:
-            turn.add(event)
+            take(checked(event))
     finally:
         close = getattr(answer, "close", None)
         if close is not None:

@@ -17,6 +17,8 @@ _LINE_END = re.compile(r"\r\n?|\n")
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n.*?^(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
 _NOT_ALPHANUMERIC = re.compile(r"[\W_]+")
 _SEPARATORS = ["\n\n", "\r\n\r\n", "\n", "。", "！", "？", ". ", "! ", "? ", "；", "; ", "，", ", ", " ", ""]
+_SENTENCE_END = re.compile(r"[.!?]\s+|[。！？；]|\n\s*")
+_LONGEST_OVERLAP = 400  # characters
 _SMALLEST = 16  # tokens left for the text below a very long heading
 
 
@@ -108,27 +110,33 @@ def _free(wanted: str, taken: set[str]) -> str:
 
 
 def _pieces(source: str, section: Section, embedder: Embedder, room: int) -> Iterator[tuple[int, int]]:
-    body = source[section.start : section.end]
+    """Where the pieces of a section are; each but the first begins a little before the end of the one before."""
     special = embedder.count_tokens([""])[0]
-    lead = len(body) - len(body.lstrip())
-    if embedder.count_tokens([body])[0] - special <= room:
-        yield section.start + lead, section.start + len(body.rstrip())
+
+    def length(text: str) -> int:
+        return max(embedder.count_tokens([text])[0] - special, 0)
+
+    body = source[section.start : section.end]
+    if length(body) <= room:
+        yield section.start + len(body) - len(body.lstrip()), section.start + len(body.rstrip())
         return
     from langchain_text_splitters import RecursiveCharacterTextSplitter
 
+    # The splitter's own overlap would leave it open where in a repetitive text a piece comes from; without it the
+    # pieces follow each other, with nothing but white space between.
+    overlap = room // 8
     splitter = RecursiveCharacterTextSplitter(
-        chunk_size=room,
-        chunk_overlap=room // 8,
-        length_function=lambda text: max(embedder.count_tokens([text])[0] - special, 0),
+        chunk_size=room - overlap,
+        chunk_overlap=0,
+        length_function=length,
         separators=_SEPARATORS,
         keep_separator="end",
     )
-    # Its own start index adds an overlap in tokens to an offset in characters, and so misses repeated text.
-    start, end = 0, 0
+    end = section.start
     for piece in splitter.split_text(body):
-        start = body.index(piece, start)
-        if start + len(piece) <= end:  # wholly inside the piece before
-            continue
-        end = start + len(piece)
-        yield section.start + start, section.start + end
-        start += 1
+        begin = source.index(piece, end)
+        before = source[max(end - _LONGEST_OVERLAP, section.start) : end] if end > section.start else ""
+        starts = [match.end() for match in _SENTENCE_END.finditer(before)]
+        shared = next((len(before) - at for at in starts if 0 < length(before[at:]) <= overlap), None)
+        yield (begin if shared is None else end - shared), begin + len(piece)
+        end = begin + len(piece)
