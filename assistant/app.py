@@ -12,6 +12,7 @@ from assistant.host import Host, Listener
 from assistant.identity import Identity, authorize
 from assistant.knowledge.library import Library
 from assistant.messages import (
+    Actions,
     Event,
     Incoming,
     Reply,
@@ -27,6 +28,7 @@ from assistant.storage import Database
 from assistant.turns import Snapshot
 
 UPDATES_PER_SECOND = 8
+LOGGED_SECONDS = 30.0
 
 
 class Assistant:
@@ -61,10 +63,33 @@ class Assistant:
             authorize(identity, "conversation.write", self.log.conversation(incoming.conversation).owner)
         else:
             authorize(identity, "conversation.create")
-        begun = self.log.begin(incoming.conversation, text, identity, locale=incoming.locale, key=incoming.key)
+        begun = self.log.begin(incoming, text)
         if not begun.repeated:
             self._host.start(begun, incoming, text)
         return begun
+
+    def act(self, identity: Identity, message: str, position: int, *, locale: str = "en") -> Begun:
+        """Do the action that an answer offered at `position`, as the next turn of its conversation.
+
+        What is done is read from the log, never from the caller. Clicked again, it gives the turn it gave before.
+        """
+        conversation, entry = self.log.entry(message)
+        authorize(identity, "action.run", self.log.conversation(conversation).owner)
+        offered = [a for event in entry.events if isinstance(event, Actions) for a in event.actions]
+        if entry.route is None or not 0 <= position < len(offered):
+            raise UserError("That answer offers no such action. Reload the page.")
+        action = offered[position]
+        return self.submit(
+            Incoming(
+                text=action.label,
+                identity=identity,
+                conversation=conversation,
+                plugin=entry.route.plugin,
+                locale=locale,
+                key=f"{message[:48]}:{position}",
+                action=action,
+            )
+        )
 
     def look(self, identity: Identity, turn: str) -> tuple[int, Snapshot]:
         """The answer as it is now, with a version that grows while this process makes it."""
@@ -88,9 +113,11 @@ class Assistant:
         authorize(identity, "conversation.read", live.owner)
         while True:
             version, snapshot = live.snapshot()
-            yield snapshot
             if snapshot.over:
+                live.logged.wait(LOGGED_SECONDS)  # whoever reads the end may ask on, or close the program
+                yield snapshot
                 return
+            yield snapshot
             shown = time.monotonic()
             live.wait(version, 15.0)
             if live.snapshot()[1].over:
@@ -183,9 +210,13 @@ class Assistant:
         authorize(identity, "file.read", owner)
         return name, media_type, data
 
-    def close(self) -> None:
-        """Let answers end, close the plugins, commit everything, let go of the files."""
+    def finish(self) -> None:
+        """Take no more questions, let answers end, close the plugins; what is logged can still be read."""
         self._host.close()
+
+    def close(self) -> None:
+        """`finish`, then commit everything and let go of the files."""
+        self.finish()
         self.knowledge.close()
         self.models.close()
         self.database.close()

@@ -12,11 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from sqlalchemy import Connection, Row, bindparam, insert, select, update
+from sqlalchemy import Connection, Row, insert, select, update
 
-from assistant.errors import UserError
-from assistant.identity import Identity
-from assistant.messages import Event, Failure, Message, Route, Text, from_log, to_log
+from assistant import queries
+from assistant.errors import Forbidden, UserError
+from assistant.identity import ABSENT, Identity
+from assistant.messages import Event, Failure, Incoming, Message, Progress, Route, Text, from_log, to_log
 from assistant.schema import conversations, feedback, files, messages, predictions, states
 from assistant.storage import Database, is_alive, now, process_name, upsert
 
@@ -55,7 +56,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Begun:
-    """A turn whose question is on the disk: the ids of both messages, and what was said before."""
+    """A turn whose question is on the disk: the ids of both messages, and the last that was said before."""
 
     conversation: str
     question: str
@@ -110,7 +111,7 @@ class Log:
         return self.conversation(made)
 
     def conversation(self, conversation: str) -> Conversation:
-        """The conversation of that id; `UserError` where there is none or it was deleted."""
+        """The conversation of that id; `Forbidden` where there is none or it was deleted."""
         with self._database.read() as connection:
             return _conversation(connection, conversation)
 
@@ -136,27 +137,30 @@ class Log:
         """Take the conversation out of every list; its rows stay until they are erased."""
         self._database.write(lambda c: _set(c, conversation, deleted=True, updated=now()))
 
-    def begin(self, conversation: str, text: str, identity: Identity, *, locale: str = "en", key: str = "") -> Begun:
-        """Commit the question and a pending answer; `conversation` "" begins a new one in the same transaction.
+    def begin(self, incoming: Incoming, text: str) -> Begun:
+        """Commit the question, whose normalised form is `text`, and a pending answer, in one transaction.
 
         The same `key` again gives the turn it gave before. Raises `UserError` where the conversation still has an
         answer on its way.
         """
-        values = {"locale": locale, "idempotency_key": key or None, "author": identity.id}
-        return self._database.write(lambda c: self._begin(c, conversation, text, values))
+        values = {
+            "locale": incoming.locale,
+            "idempotency_key": incoming.key or None,
+            "author": incoming.identity.id,
+            "raw_digest": hashlib.sha256(incoming.text.encode(errors="surrogatepass")).hexdigest(),
+        }
+        return self._database.write(lambda c: self._begin(c, incoming.conversation, text, values))
 
     def _begin(self, connection: Connection, conversation: str, text: str, values: dict[str, Any]) -> Begun:
         conversation = conversation or _created(connection, values["author"], values["locale"])
         row = _conversation_row(connection, conversation)
-        said = connection.execute(_SAID, {"conversation": conversation}).all()
         if key := values["idempotency_key"]:
-            for message in said:
-                if message.idempotency_key == key:
-                    answer = next(m.id for m in said if m.parent == message.id)
-                    return Begun(
-                        conversation=conversation, question=message.id, answer=answer, history=(), repeated=True
-                    )
-        branch = _branch(said, row.head)
+            sent = connection.execute(queries.SENT, {"conversation": conversation, "key": key}).one_or_none()
+            if sent is not None:
+                return Begun(
+                    conversation=conversation, question=sent.question, answer=sent.answer, history=(), repeated=True
+                )
+        branch = connection.execute(queries.RECENT, {"head": row.head}).all()[::-1]
         if branch and branch[-1].state in ("pending", "streaming") and not self._is_left(branch[-1]):
             raise UserError("The last question of this conversation is still being answered. Wait for it, or stop it.")
         question, answer = new_id(), new_id()
@@ -166,7 +170,7 @@ class Log:
             [
                 {
                     **_EMPTY, **shared, **values, "id": question, "parent": row.head, "role": "user", "text": text,
-                    "input": text, "raw_digest": hashlib.sha256(text.encode()).hexdigest(), "state": "done",
+                    "input": text, "state": "done",
                 },
                 {
                     **_EMPTY, **shared, "locale": values["locale"], "author": "assistant", "id": answer, "parent": question,
@@ -177,7 +181,7 @@ class Log:
         )  # fmt: skip
         title = row.title or " ".join(text.split())[:60]
         connection.execute(
-            _TOUCH, {"key": conversation, "head": answer, "floor": None, "title": title, "updated": now()}
+            queries.TOUCH, {"key": conversation, "head": answer, "floor": None, "title": title, "updated": now()}
         )
         history = tuple(Message(m.role, m.text) for m in branch if m.text)
         return Begun(
@@ -187,7 +191,7 @@ class Log:
     def checkpoint(self, answer: str, events: Sequence[Event]) -> None:
         """Put what was streamed so far on the disk and renew the lease, so that a kill loses little of a long answer."""
         values = _answer(events) | {"state": "streaming", "lease_until": now() + LEASE_SECONDS}
-        self._database.write(lambda c: c.execute(_ANSWER, {**values, "key": answer}))
+        self._database.write(lambda c: c.execute(queries.ANSWER, {**values, "key": answer}))
 
     def finish(self, begun: Begun, finished: Finished) -> None:
         """Commit the answer with all that belongs to it."""
@@ -205,9 +209,9 @@ class Log:
             "knowledge_sequence": finished.knowledge_sequence,
             "threshold": finished.threshold,
         }
-        connection.execute(_FINISH, values)
+        connection.execute(queries.FINISH, values)
         if finished.floor:
-            connection.execute(_FLOOR, {"key": begun.conversation, "floor": finished.floor})
+            connection.execute(queries.FLOOR, {"key": begun.conversation, "floor": finished.floor})
         if finished.plugin_state is not None:
             value = {
                 "conversation": begun.conversation,
@@ -233,17 +237,17 @@ class Log:
         """The messages of the branch that is shown, oldest first, with the owner's thumbs."""
         with self._database.read() as connection:
             head = _conversation_row(connection, conversation)
-            branch = _branch(connection.execute(_BRANCH, {"conversation": conversation}).all(), head.head)
-            thumbs = connection.execute(_THUMBS, {"conversation": conversation, "author": head.owner}).all()
+            branch = _branch(connection.execute(queries.BRANCH, {"conversation": conversation}).all(), head.head)
+            thumbs = connection.execute(queries.THUMBS, {"conversation": conversation, "author": head.owner}).all()
         values = {row.message: row.value for row in thumbs}
         return tuple(self._entry(row, values.get(row.id, 0)) for row in branch)
 
     def entry(self, message: str) -> tuple[str, Entry]:
-        """The message of that id and the id of its conversation; `UserError` where there is none."""
+        """The message of that id and the id of its conversation; `Forbidden` where there is none."""
         with self._database.read() as connection:
             row = connection.execute(select(messages).where(messages.c.id == message)).one_or_none()
         if row is None:
-            raise UserError(_ABSENT)
+            raise Forbidden(ABSENT)
         return row.conversation, self._entry(row, 0)
 
     def history(self, conversation: str, *, limit: int = 50) -> tuple[Message, ...]:
@@ -253,7 +257,7 @@ class Log:
     def state(self, conversation: str, plugin: str) -> dict[str, Any]:
         """The plugin's own JSON in this conversation; empty before it stored any."""
         with self._database.read() as connection:
-            found = connection.execute(_STATE, {"conversation": conversation, "plugin": plugin}).scalar()
+            found = connection.execute(queries.STATE, {"conversation": conversation, "plugin": plugin}).scalar()
         return dict(found or {})
 
     def rate(self, message: str, author: str, value: int, *, reason: str = "", comment: str = "") -> None:
@@ -284,28 +288,30 @@ class Log:
         with self._database.read() as connection:
             row = connection.execute(query).one_or_none()
         if row is None:
-            raise UserError(_ABSENT)
+            raise Forbidden(ABSENT)
         return row.owner, row.name, row.media_type, row.data
 
     def renew(self, answers: Iterable[str]) -> None:
         """Keep the leases of answers that are still being made."""
         rows = [{"key": answer, "until": now() + LEASE_SECONDS} for answer in answers]
         if rows:
-            self._database.write(lambda c: c.execute(_RENEW, rows))
+            self._database.write(lambda c: c.execute(queries.RENEW, rows))
 
     def sweep(self) -> int:
         """Turn answers that nobody makes any more into failed ones, and return how many there were."""
         with self._database.read() as connection:
-            left = [row for row in connection.execute(_UNFINISHED) if self._is_left(row)]
+            left = [row for row in connection.execute(queries.UNFINISHED) if self._is_left(row)]
         if not left:
             return 0
         return self._database.write(lambda c: self._sweep(c))
 
     def _sweep(self, connection: Connection) -> int:
-        left = [row for row in connection.execute(_UNFINISHED) if self._is_left(row)]
+        left = [row for row in connection.execute(queries.UNFINISHED) if self._is_left(row)]
         for row in left:
-            events = [*_events(row), Failure(RESTARTED)]
-            connection.execute(_ANSWER, _answer(events) | {"key": row.id, "state": "failed", "lease_until": None})
+            events = [*(e for e in _events(row) if not isinstance(e, Progress)), Failure(RESTARTED)]
+            connection.execute(
+                queries.ANSWER, _answer(events) | {"key": row.id, "state": "failed", "lease_until": None}
+            )
         return len(left)
 
     def _is_left(self, row: Row[Any]) -> bool:
@@ -329,64 +335,21 @@ class Log:
         )
 
 
-_ABSENT = "There is no such conversation; it may have been deleted. Start a new one."
 _EMPTY: dict[str, Any] = dict.fromkeys(
     ("input", "raw_digest", "idempotency_key", "lease_holder", "lease_until", "locale", "parent")
 )
-_LIGHT = ("id", "parent", "role", "text", "state", "idempotency_key", "lease_holder", "lease_until")
-_CONVERSATION = select(conversations).where(conversations.c.id == bindparam("id"), conversations.c.deleted.is_(False))
-_BRANCH = select(messages).where(messages.c.conversation == bindparam("conversation")).order_by(messages.c.seq)
-_SAID = (
-    select(*(messages.c[name] for name in _LIGHT))
-    .where(messages.c.conversation == bindparam("conversation"))
-    .order_by(messages.c.seq)
-)
-_UNFINISHED = select(messages).where(messages.c.state.in_(("pending", "streaming")))
-_STATE = select(states.c.value).where(
-    states.c.conversation == bindparam("conversation"), states.c.plugin == bindparam("plugin")
-)
-_THUMBS = (
-    select(feedback.c.message, feedback.c.value)
-    .join(messages, messages.c.id == feedback.c.message)
-    .where(messages.c.conversation == bindparam("conversation"), feedback.c.author == bindparam("author"))
-)
-_TOUCH = (
-    update(conversations)
-    .where(conversations.c.id == bindparam("key"))
-    .values({name: bindparam(name) for name in ("head", "floor", "title", "updated")})
-)
-_FLOOR = update(conversations).where(conversations.c.id == bindparam("key")).values(floor=bindparam("floor"))
-_ANSWER = (  # only while it is unfinished: a checkpoint that comes late must not undo the end
-    update(messages)
-    .where(messages.c.id == bindparam("key"), messages.c.state.in_(("pending", "streaming")))
-    .values({name: bindparam(name) for name in ("text", "events", "state", "lease_until")})
-)
-_FINISH = (
-    update(messages)
-    .where(messages.c.id == bindparam("key"))
-    .values(
-        {
-            name: bindparam(name)
-            for name in (
-                "text", "events", "state", "plugin", "options", "route", "timings", "knowledge_sequence", "threshold",
-            )
-        }
-        | {"lease_holder": None, "lease_until": None}
-    )
-)  # fmt: skip
-_RENEW = update(messages).where(messages.c.id == bindparam("key")).values(lease_until=bindparam("until"))
 
 
 def _created(connection: Connection, owner: str, locale: str, title: str = "") -> str:
     row: dict[str, Any] = {"id": new_id(), "owner": owner, "title": title, "locale": locale}
-    connection.execute(insert(conversations).values(row | {"created": now(), "updated": now()}))
+    connection.execute(queries.CREATE, row | {"created": now(), "updated": now()})
     return str(row["id"])
 
 
 def _conversation_row(connection: Connection, conversation: str) -> Row[Any]:
-    row = connection.execute(_CONVERSATION, {"id": conversation}).one_or_none()
+    row = connection.execute(queries.CONVERSATION, {"id": conversation}).one_or_none()
     if row is None:
-        raise UserError(_ABSENT)
+        raise Forbidden(ABSENT)
     return row
 
 
@@ -403,7 +366,7 @@ def _as_conversation(row: Row[Any]) -> Conversation:
 def _set(connection: Connection, conversation: str, **values: Any) -> None:
     live = (conversations.c.id == conversation) & conversations.c.deleted.is_(False)
     if connection.execute(update(conversations).where(live).values(values)).rowcount == 0:
-        raise UserError(_ABSENT)
+        raise Forbidden(ABSENT)
 
 
 def _branch(rows: Sequence[Row[Any]], head: str | None) -> list[Row[Any]]:

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 knowledge_app = typer.Typer(help="What questions are answered from.", no_args_is_help=True, rich_markup_mode=None)
 models_app = typer.Typer(help="The models in place.", no_args_is_help=True, rich_markup_mode=None)
@@ -277,7 +278,8 @@ def knowledge_calibrate(
     """Fit scores and threshold to questions whose answers are known."""
     with _assistant(home) as assistant:
         authorize(LOCAL, "knowledge.write")
-        _print_json(assistant.knowledge.calibrate(questions, collection=collection))
+        report = assistant.knowledge.calibrate(questions, collection=collection)
+    _print_json(report)
 
 
 @models_app.command("list")
@@ -350,15 +352,17 @@ _ENVIRONMENT = {
 
 @contextmanager
 def _assistant(home: Path | None) -> Iterator[Assistant]:
+    """The assistant, closed at the end; what plugins print goes to standard error, where it cannot break a document."""
     from assistant.app import Assistant
 
     folder = home_folder(home)
     settings: Settings = load(folder)
-    assistant = Assistant(folder, settings)
-    try:
-        yield assistant
-    finally:
-        assistant.close()
+    with redirect_stdout(sys.stderr):
+        assistant = Assistant(folder, settings)
+        try:
+            yield assistant
+        finally:
+            assistant.close()
 
 
 def to_log_source(source: Any) -> dict[str, Any]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
+import secrets
 from collections.abc import Iterable
 from http.cookies import SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import cookie_parser
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -16,6 +19,8 @@ from assistant.errors import Forbidden
 from assistant.identity import Identity, authorize
 from assistant.routes import find
 from assistant.sessions import COOKIE, LIFETIME_SECONDS, Sessions
+
+log = logging.getLogger(__name__)
 
 MAX_BODY = 2 * 1024 * 1024
 POLICY = (
@@ -54,8 +59,12 @@ class Guard:
         response, identity, body = await self._decide(scope, receive, headers, identity)
         fresh = identity if identity != known else None
 
+        begun = False
+
         async def answer(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 self._finish(MutableHeaders(scope=message), fresh)
             await send(message)
 
@@ -63,7 +72,15 @@ class Guard:
             await response(scope, receive, answer)
             return
         scope.setdefault("state", {})["identity"] = identity
-        await self._app(scope, _replayed(body, receive) if body is not None else receive, answer)
+        try:
+            await self._app(scope, _replayed(body, receive) if body is not None else receive, answer)
+        except Exception:
+            if begun:
+                raise
+            # Here and not at the server's outer edge: this answer, too, needs the headers that every response has.
+            reference = secrets.token_hex(4)
+            log.exception("%s %s failed, reference %s", scope["method"], scope["path"], reference)
+            await PlainTextResponse(f"Something went wrong. Reference: {reference}", 500)(scope, receive, answer)
 
     async def _decide(
         self, scope: Scope, receive: Receive, headers: Headers, identity: Identity
@@ -74,9 +91,9 @@ class Guard:
         rule = find(method, path)
         if rule is None or rule.action is None:
             return PlainTextResponse("There is nothing here.", 404), identity, None
-        query = parse_qs(scope["query_string"].decode("latin-1"))
+        query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         try:
-            if path == "/" and "token" in query:
+            if method == "GET" and path == "/" and "token" in query:
                 return self._redeemed(query["token"][0], identity)
             authorize(identity, rule.action)
         except Forbidden as error:
@@ -87,7 +104,10 @@ class Guard:
             body = await _body(receive, headers)
             if body is None:
                 return PlainTextResponse(f"A request may have {MAX_BODY} bytes.", 413), identity, None
-            pages += _pages_in(body)
+            document = _parsed(body)
+            if _names_file(document):
+                return PlainTextResponse("This page takes no files.", 400), identity, None
+            pages += _pages_in(document)
         if not all(self._sessions.bind_page(page, identity) for page in pages):
             return PlainTextResponse("This page belongs to another browser. Reload it.", 403), identity, None
         return None, identity, body
@@ -100,12 +120,14 @@ class Guard:
     def _is_own(self, method: str, headers: Headers) -> bool:
         """Whether the request may be acted on: our own page's, addressed to a name that is ours (DNS rebinding)."""
         host = headers.get("host", "")
-        if self._hosts is not None and urlsplit(f"//{host}").hostname not in self._hosts:
-            return False
-        if method in ("GET", "HEAD"):
-            return True
         origin = headers.get("origin")
-        return origin is None or urlsplit(origin).netloc == host
+        try:
+            name, origin_host = urlsplit(f"//{host}").hostname, urlsplit(origin).netloc if origin is not None else host
+        except ValueError:  # a name with a broken [IPv6] address in it
+            return False
+        if self._hosts is not None and name not in self._hosts:
+            return False
+        return method in ("GET", "HEAD") or origin_host == host
 
     def _finish(self, headers: MutableHeaders, fresh: Identity | None) -> None:
         for name, value in HEADERS.items():
@@ -123,25 +145,41 @@ class Guard:
 
 
 def _cookie(headers: Headers) -> str | None:
-    cookies: SimpleCookie = SimpleCookie()
-    cookies.load(headers.get("cookie", ""))
-    return cookies[COOKIE].value if COOKIE in cookies else None
+    return cookie_parser(headers.get("cookie", "")).get(COOKIE)
 
 
-def _pages_in(body: bytes) -> Iterable[str]:
-    """The page session that a JSON body names; what is no JSON is Gradio's to refuse."""
+def _parsed(body: bytes) -> Any:
+    """The JSON of a body; what is none is Gradio's to refuse."""
     try:
-        document = json.loads(body)
+        return json.loads(body)
     except (ValueError, RecursionError):
-        return []
+        return None
+
+
+def _pages_in(document: Any) -> Iterable[str]:
+    """The page session that a body names."""
     page = document.get("session_hash") if isinstance(document, dict) else None
     return [page] if isinstance(page, str) else []
+
+
+def _names_file(document: Any) -> bool:
+    """Whether there is a file in Gradio's form anywhere in it: Gradio would fetch its address, or copy it from the disk."""
+    left = [document]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            if "path" in value:
+                return True
+            left.extend(value.values())
+        elif isinstance(value, list):
+            left.extend(value)
+    return False
 
 
 async def _body(receive: Receive, headers: Headers) -> bytes | None:
     """The whole body, or None where it is longer than it may be; what the header claims is not trusted."""
     length = headers.get("content-length", "0")
-    if length.isdigit() and int(length) > MAX_BODY:
+    if length.isdecimal() and int(length) > MAX_BODY:
         return None
     parts = bytearray()
     while True:

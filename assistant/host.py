@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from assistant.chatlog import Begun, Finished, Log, State
 from assistant.errors import UserError
 from assistant.identity import authorize, call_action
-from assistant.messages import Choices, Failure, File, Incoming, Request, Sources, Understanding
+from assistant.messages import Choices, Event, Failure, File, Incoming, Request, Sources, Understanding
 from assistant.plugin import Options
 from assistant.registry import AnyPlugin
 from assistant.router import Router
@@ -152,7 +152,9 @@ class Host:
         with self._lock:
             self._threads[turn.begun.answer] = (threading.current_thread(), gate)
         try:
-            drain_into(plugin.handle(request, options), turn.add)
+            action = incoming.action
+            answer = plugin.handle(request, options) if action is None else plugin.act(action, request)
+            drain_into(answer, lambda event: self._take(turn, event))
         finally:
             gate.leave()
         state = _json_object(request.state, plugin.name)
@@ -163,7 +165,7 @@ class Host:
         if not turn.end(state, failure):
             return False
         _, snapshot = turn.snapshot()
-        events = [self._filed(turn, event) if isinstance(event, File) else event for event in snapshot.events]
+        events = snapshot.events
         sources = [event for event in events if isinstance(event, Sources)]
         holds = any(isinstance(event, Choices) and event.hold for event in events)
         plugin = turn.route.plugin if turn.route else ""
@@ -190,10 +192,20 @@ class Host:
         finally:
             with self._lock:
                 self._live.pop(turn.begun.answer, None)
+            turn.logged.set()
             self._tell(turn, "finished")
         return True
 
+    def _take(self, turn: LiveTurn, event: Event) -> None:
+        turn.add(self._filed(turn, event) if isinstance(event, File) else event)
+
     def _filed(self, turn: LiveTurn, file: File) -> File:
+        """Keep the bytes apart at once: what readers get names a file that is there."""
+        turn.refuse_when_over()
+        turn.file_bytes += len(file.data)
+        limit = self._settings.server.max_upload_mb
+        if turn.file_bytes > limit * 1_000_000:
+            raise UserError(f"The files of one answer may have {limit} MB together; {file.name} is beyond that.")
         kept = self._log.keep_file(turn.begun.conversation, turn.owner, file.name, (file.media_type, file.data))
         return File(name=file.name, media_type=file.media_type, id=kept)
 
@@ -240,8 +252,7 @@ class Host:
         turn.saved_at = time.monotonic()
         if version != turn.saved_version and not snapshot.over:
             turn.saved_version = version
-            events = [event for event in snapshot.events if not isinstance(event, File)]
-            self._guarded(lambda: self._log.checkpoint(turn.begun.answer, events))
+            self._guarded(lambda: self._log.checkpoint(turn.begun.answer, snapshot.events))
 
     def _over_but_running(self) -> list[tuple[threading.Thread, Gate]]:
         with self._lock:

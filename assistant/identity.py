@@ -24,6 +24,9 @@ class Identity:
     role: Role = Role.CUSTOMER
 
 
+ABSENT = "There is nothing here under that address, or it is not yours."
+"""What is said of another's thing and of a thing that does not exist, so that nobody can tell them apart."""
+
 LOCAL = Identity("local", Role.ADMIN)
 """Whoever has a shell on the machine and may read the state folder: the command line acts as this identity."""
 
@@ -83,7 +86,7 @@ def authorize(identity: Identity, action: str, owner: str | None = None) -> None
             f"This needs the role {rule.role.name.lower()}; you are {identity.role.name.lower()}. "
             "Open the address that the server printed at its start to become the administrator."
         )
-    raise Forbidden("There is nothing here under that address, or it is not yours.")
+    raise Forbidden(ABSENT)
 
 
 def call_action(role: Role) -> str:

@@ -6,6 +6,7 @@ same validation guards what a plugin yields and what is read back.
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -197,6 +198,11 @@ def to_log(event: Event) -> dict[str, Any]:
     try:
         body = adapter.dump_python(event, mode="json", warnings=False)
         adapter.validate_python(body)
+        json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{kind.__name__}: expected Unicode text, found half of a character (a lone surrogate)"
+        ) from None
     except (ValidationError, RecursionError) as error:
         raise ValueError(f"{kind.__name__}: {_first(error)}") from None
     except ValueError as error:
@@ -226,7 +232,7 @@ def checked(event: Event) -> Event:
 
     Raises `ValueError` for what is no event, and for a `Failure`, which the host alone makes.
     """
-    if isinstance(event, Failure):
+    if type(event) is Failure:
         raise ValueError("only the host makes a Failure; raise UserError with a sentence for the reader instead")
     valid = from_log(to_log(event))
     if isinstance(valid, File) and isinstance(event, File):
@@ -293,7 +299,7 @@ class Incoming:
     """What somebody sent, before anything was done with it.
 
     `conversation` "" begins a new one; `plugin` "" lets the router choose; the same `key` again in a conversation is the
-    same message, sent twice.
+    same message, sent twice. `action` is what a person clicked; only `Assistant.act` sets it, from the log.
     """
 
     text: str
@@ -303,6 +309,7 @@ class Incoming:
     options: Mapping[str, JsonValue] = field(default_factory=dict)
     locale: str = "en"
     key: str = ""
+    action: Action | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,12 +30,21 @@ def normalised(text: str, *, limit: int) -> str:
 
 
 def _capped(text: str) -> str:
-    """At most eight combining marks on a letter: more are only ever there to break a screen."""
+    """At most eight marks on a letter: more are only ever there to break a screen.
+
+    Marks are told by their category: some (U+034F, U+FE0F) have no combining class and would start the count anew, and so
+    would a joiner between them.
+    """
     if text.isascii():
         return text
     kept, marks = [], 0
     for character in text:
-        marks = marks + 1 if unicodedata.combining(character) else 0
-        if marks <= _MARKS:
-            kept.append(character)
+        category = unicodedata.category(character)
+        if category[0] == "M":
+            marks += 1
+            if marks > _MARKS:
+                continue
+        elif category != "Cf":
+            marks = 0
+        kept.append(character)
     return "".join(kept)

@@ -10,9 +10,9 @@ from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
-from assistant.errors import PluginError
+from assistant.errors import PluginError, UserError
 from assistant.identity import Role
-from assistant.messages import Event, Request
+from assistant.messages import Action, Event, Request
 
 ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
 """A `Config` field of this type names a model that must be in place before the plugin opens."""
@@ -57,6 +57,13 @@ class Plugin(ABC, Generic[O]):
     def handle(self, request: Request, options: O) -> Iterable[Event]:
         """Answer: yield events as you go, or return a list of them."""
 
+    def act(self, action: Action, request: Request) -> Iterable[Event]:
+        """Do what a person clicked in this plugin's answer; the same click twice is one call. Write it to offer `Actions`.
+
+        The host has checked that the action was offered to this caller; whether it is still to be done is yours to check.
+        """
+        raise UserError(f"The plugin {self.name} has nothing to do for {action.label!r}.")
+
     def close(self) -> None:
         """Give back what `open` took; the host calls it once, after the last request."""
 
@@ -85,6 +92,8 @@ def check(plugin: type[Plugin[Any]]) -> None:
         raise PluginError(f"{where}: expected examples to be a tuple of texts, found {plugin.examples!r}")
     if not isinstance(plugin.role, Role):
         raise PluginError(f"{where}: expected role to be a Role, found {plugin.role!r}")
+    if not isinstance(plugin.max_concurrency, int) or plugin.max_concurrency < 1:
+        raise PluginError(f"{where}: expected max_concurrency to be 1 or more, found {plugin.max_concurrency!r}")
     for field, info in plugin.options_type.model_fields.items():
         if not info.description:
             raise PluginError(f"{where}: expected a description on option {field!r}: Field(description=...)")

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import logging
 import pkgutil
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -115,14 +116,16 @@ def _from_module(name: str, folder: str) -> Iterator[tuple[type[AnyPlugin], str]
 
 
 def _plugins_of(module: ModuleType) -> list[type[AnyPlugin]]:
-    return [
+    """The plugin classes written in the module, or in a module below it: not those it imports, and each once."""
+    found = [
         value
         for value in vars(module).values()
         if isinstance(value, type)
         and issubclass(value, Plugin)
-        and value.__module__.startswith(module.__name__)
+        and f"{value.__module__}.".startswith(f"{module.__name__}.")
         and not value.__name__.startswith("_")
     ]
+    return list(dict.fromkeys(found))
 
 
 def _build(kind: type[AnyPlugin], settings: PluginsSection, services: Mapping[str, Any]) -> AnyPlugin | str:
@@ -167,13 +170,12 @@ def _guarded(load: Any) -> Any:
         return str(error)
     except BaseException as error:
         log.debug("a plugin failed to load", exc_info=True)
-        line = _line_of(error)
-        return f"{type(error).__name__}: {error}{line}"
+        return f"{traceback.format_exception_only(error)[-1].strip()}{_line_of(error)}"
 
 
 def _line_of(error: BaseException) -> str:
-    if isinstance(error, SyntaxError):
-        return ""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f" (line {error.lineno} of {Path(error.filename).name})"
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

@@ -20,7 +20,7 @@ class Rule:
 
 
 def _rule(methods: str, pattern: str, action: str | None) -> Rule:
-    return Rule(frozenset(methods.split()), re.compile(rf"^{pattern}$"), action)
+    return Rule(frozenset(methods.split()), re.compile(pattern), action)
 
 
 RULES: tuple[Rule, ...] = (
@@ -50,6 +50,7 @@ RULES: tuple[Rule, ...] = (
         None,
     ),
     _rule("GET POST", r"/gradio_api/(run|api|call)/.*", None),
+    _rule("GET", r"/gradio_api/queue/status", None),
     _rule(
         "GET POST", r"/gradio_api/(info|openapi\.json|deep_link|app_id|user|token|login_check|dev/reload)(/.*)?", None
     ),
@@ -62,4 +63,4 @@ RULES: tuple[Rule, ...] = (
 
 def find(method: str, path: str) -> Rule | None:
     """The rule for a request; None means that the path is not listed."""
-    return next((rule for rule in RULES if method in rule.methods and rule.pattern.match(path)), None)
+    return next((rule for rule in RULES if method in rule.methods and rule.pattern.fullmatch(path)), None)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import json
 import logging
 import logging.handlers
 import os
+import signal
 import socket
 import tempfile
 import time
 import webbrowser
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 
@@ -25,16 +26,19 @@ from assistant.guard import Guard
 from assistant.identity import Identity
 from assistant.sessions import Sessions
 from assistant.settings import Settings
+from assistant.streams import Streams
 
 log = logging.getLogger(__name__)
 
-KEEPALIVE_SECONDS = 15.0
-CLOSE_SECONDS = 5
+CLOSE_SECONDS = 7
+"""How long open responses may go on when the server ends: what answers are given (5 s), and the time to say how they ended."""
 
 
-def build(assistant: Assistant, sessions: Sessions) -> FastAPI:
+def build(assistant: Assistant, sessions: Sessions, streams: Streams | None = None) -> FastAPI:
     """The application: routes, page, guard."""
     from assistant.ui.mount import STATIC, mount
+
+    streams = streams or Streams(assistant)
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -65,8 +69,8 @@ def build(assistant: Assistant, sessions: Sessions) -> FastAPI:
     async def events(conversation: str, request: Request) -> StreamingResponse:
         """Server-sent events that wake a page: an answer started or finished in this conversation."""
         identity = identity_of(request)
-        running = await asyncio.to_thread(assistant.running, identity, conversation)
-        stream = _events(assistant, identity, conversation, running)
+        await asyncio.to_thread(assistant.running, identity, conversation)  # refuses before the response begins
+        stream = streams.follow(identity, conversation)
         return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
     mount(app, assistant, lambda request: identity_of(request.request))
@@ -80,33 +84,6 @@ def identity_of(request: Any) -> Identity:
     if not isinstance(identity, Identity):
         raise Forbidden("This request did not come through the guard.")
     return identity
-
-
-async def _events(assistant: Assistant, identity: Identity, conversation: str, running: str) -> AsyncIterator[str]:
-    loop = asyncio.get_running_loop()
-    queue: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
-
-    def tell(what: str, turn: str) -> None:
-        loop.call_soon_threadsafe(queue.put_nowait, (what, turn))
-
-    stop = await asyncio.to_thread(assistant.listen, identity, conversation, tell)
-    try:
-        yield "retry: 2000\n\n"
-        if running:
-            yield _event("started", running)
-        while True:
-            try:
-                what, turn = await asyncio.wait_for(queue.get(), KEEPALIVE_SECONDS)
-            except TimeoutError:
-                yield ": still here\n\n"
-            else:
-                yield _event(what, turn)
-    finally:
-        stop()
-
-
-def _event(what: str, turn: str) -> str:
-    return f"event: {what}\ndata: {json.dumps({'turn': turn})}\n\n"
 
 
 def run(home: Path, settings: Settings, *, browser: bool, report: Callable[[str], None]) -> None:
@@ -124,13 +101,30 @@ def run(home: Path, settings: Settings, *, browser: bool, report: Callable[[str]
         if not is_prepared(assistant):
             prepare(assistant, report)
         sessions = Sessions(home)
+        address = f"http://{_shown(host)}:{port}/?token={sessions.token}"
+
+        def ready() -> None:
+            report(f"Ready: {address}")
+            report("This address makes the browser that opens it first the administrator. Ctrl-C stops the program.")
+            if browser:
+                webbrowser.open(address)
+
         with tempfile.TemporaryDirectory(prefix="assistant-") as folder:
             # Gradio may serve files from the working folder and keeps uploads in a cache: both are empty folders of ours.
             os.environ["GRADIO_TEMP_DIR"] = folder
-            application = build(assistant, sessions)
+            streams = Streams(assistant)
+            config = uvicorn.Config(
+                build(assistant, sessions, streams),
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=CLOSE_SECONDS,
+            )
+            # uvicorn ends on SIGTERM, then raises it again; by then it has done its work, and we still have to close.
+            signal.signal(signal.SIGTERM, lambda *_: None)
             os.chdir(folder)
             try:
-                _serve(application, listener, f"http://{_shown(host)}:{port}/?token={sessions.token}", browser, report)
+                _Server(config, assistant, streams, ready).run(sockets=[listener])
             finally:
                 os.chdir(home)
     finally:
@@ -138,30 +132,35 @@ def run(home: Path, settings: Settings, *, browser: bool, report: Callable[[str]
         listener.close()
 
 
-def _serve(app: FastAPI, listener: socket.socket, address: str, browser: bool, report: Callable[[str], None]) -> None:
-    import uvicorn
+class _Server(uvicorn.Server):
+    """uvicorn, which says when it is ready, and ends the answers and streams that it would otherwise wait for."""
 
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            report(f"Ready: {address}")
-            report("This address makes the browser that opens it first the administrator. Ctrl-C stops the program.")
-            if browser:
-                await asyncio.to_thread(webbrowser.open, address)
+    def __init__(
+        self, config: uvicorn.Config, assistant: Assistant, streams: Streams, ready: Callable[[], None]
+    ) -> None:
+        super().__init__(config)
+        self._assistant = assistant
+        self._streams = streams
+        self._ready = ready
 
-    config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=CLOSE_SECONDS
-    )
-    Server(config).run(sockets=[listener])
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        await asyncio.to_thread(self._ready)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._streams.close()
+        await asyncio.gather(super().shutdown(sockets), asyncio.to_thread(self._assistant.finish))
 
 
 def _listen(host: str, port: int) -> socket.socket:
     """The listening socket, taken before anything slow is done; `UserError` where it cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # The protocol is named since asyncio turns Nagle's delay off (40 ms a response) only where it is.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen()  # a port that is only bound can be had a second time
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:

@@ -46,6 +46,7 @@ class PluginsSection(_Section):
     """Which plugins are loaded; every further key is the table of one plugin's own settings."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, dict[str, Any]]
 
     folders: tuple[Path, ...] = ()
     disabled: tuple[str, ...] = ()
@@ -95,6 +96,8 @@ def load(home: Path) -> Settings:
             values = tomllib.loads(path.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: expected TOML, found {error}. Mend that line, or delete the file.") from None
+        except OSError as error:
+            raise UserError(f"{path}: expected a file to read, found: {error.strerror}. Mend or move it.") from None
     origin: dict[str, str] = {}
     for variable, text in os.environ.items():
         if variable.startswith(PREFIX) and variable not in _NOT_SETTINGS:
@@ -106,10 +109,17 @@ def load(home: Path) -> Settings:
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in problem["loc"])
-        where = next((variable for dotted, variable in origin.items() if key.startswith(dotted)), str(path))
-        if problem["type"] == "extra_forbidden":
+        where = next((variable for dotted, variable in origin.items() if _overlap(key, dotted)), str(path))
+        misspelt = problem["loc"][0] == "plugins" and problem["type"] == "dict_type"
+        if misspelt or problem["type"] == "extra_forbidden":
             raise UserError(f"{where}: there is no setting {key}. {DEFAULT_FILE.name} lists them all.") from None
-        raise UserError(f"{where}: {key}: {problem['msg']}, found {problem['input']!r}.") from None
+        expected = problem["msg"].replace("valid tuple", "list, as in TOML").replace("valid dictionary", "table")
+        raise UserError(f"{where}: {key}: {expected}, found {problem['input']!r}.") from None
+
+
+def _overlap(key: str, other: str) -> bool:
+    """Whether one of two dotted keys is the other, or a table around it."""
+    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
 
 
 def _put(values: dict[str, Any], keys: list[str], text: str) -> None:

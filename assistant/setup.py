@@ -25,7 +25,7 @@ def prepare(assistant: Assistant, report: Callable[[str], None]) -> None:
 
 def is_prepared(assistant: Assistant) -> bool:
     """Whether `prepare` has nothing to do; costs two small reads of the database."""
-    in_place = {model.name for model in assistant.models.list() if model.current}
+    in_place = {model.name for model in assistant.models.list(check=False) if model.current}
     return set(CATALOG) <= in_place and _has(assistant, assistant.settings.knowledge.collection)
 
 

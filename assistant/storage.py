@@ -42,7 +42,8 @@ def is_alive(holder: str) -> bool | None:
         return None
     pid, started = int(rest), float(holder.rpartition(":")[2])
     try:
-        return bool(abs(psutil.Process(pid).create_time() - started) < 0.05)
+        process = psutil.Process(pid)
+        return bool(abs(process.create_time() - started) < 0.05 and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
     except psutil.AccessDenied:
@@ -69,22 +70,33 @@ class Database:
 
     def migrate(self) -> None:
         """Bring the schema to `SCHEMA`; Alembic is imported only when there is something to do."""
-        with self._engine.connect() as connection:
-            if connection.dialect.has_table(connection, "alembic_version"):
-                found = connection.scalar(text("SELECT version_num FROM alembic_version"))
-                if found == SCHEMA:
-                    return
-        from assistant.migrations import upgrade
+        try:
+            found = self._version()
+        except DBAPIError as error:
+            raise _explained(error) from None
+        if found == SCHEMA:
+            return
+        from assistant.migrations import knows, upgrade
 
+        if found and not knows(found):
+            raise UserError(
+                f"The state folder was written by a newer program: its schema is {found}, this one's is {SCHEMA}. "
+                "Start that program, or give another --home."
+            )
         upgrade(self._engine)
 
     def health(self) -> tuple[str, str]:
         """The schema version that is there, and what the file finds wrong with itself; "" where there is none of it."""
+        version = self._version()
         with self._engine.connect() as connection:
-            made = connection.dialect.has_table(connection, "alembic_version")
-            version = connection.scalar(text("SELECT version_num FROM alembic_version")) if made else ""
             verdict = str(connection.scalar(text("PRAGMA quick_check(1)")))
-        return str(version or ""), "" if verdict == "ok" else verdict
+        return version, "" if verdict == "ok" else verdict
+
+    def _version(self) -> str:
+        with self._engine.connect() as connection:
+            if not connection.dialect.has_table(connection, "alembic_version"):
+                return ""
+            return str(connection.scalar(text("SELECT version_num FROM alembic_version")) or "")
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -133,6 +145,7 @@ class Database:
                     break
                 item = self._queue.get()
             last = item is None
+            batch = [(work, future) for work, future in batch if future.set_running_or_notify_cancel()]
             if batch:
                 self._commit(batch)
 
@@ -147,10 +160,14 @@ class Database:
                     try:
                         with connection.begin_nested():
                             result = work(connection)
-                    except BaseException as error:  # noqa: BLE001 - it belongs to whoever asked
+                    except BaseException as error:
+                        if not _is_open(connection):
+                            raise  # a full disk undoes the whole group, with what others did in it
                         future.set_exception(_explained(error))
                     else:
                         done.append((future, result))
+                if connection.in_transaction() and not _is_open(connection):
+                    raise UserError(_FULL)
                 failpoint("storage.commit")
                 connection.commit()
                 failpoint("storage.committed")
@@ -241,11 +258,33 @@ def _engine(url: str) -> Engine:
     return engine
 
 
+_FULL = "The disk is full: nothing was saved. Make room on it and try again."
+
+
+def _is_open(connection: Connection) -> bool:
+    """Whether the transaction is still there: SQLite undoes all of it by itself where the disk is full.
+
+    See https://sqlite.org/lang_transaction.html#response_to_errors_within_a_transaction.
+    """
+    driver: Any = connection.connection.dbapi_connection
+    return bool(driver.in_transaction)
+
+
 def _explained(error: BaseException) -> BaseException:
     """The error as its reader needs it: a full disk and a busy database are things they can act on."""
-    reason = str(getattr(error, "orig", error)) if isinstance(error, DBAPIError) else ""
+    if isinstance(error, UserError):
+        return error
+    reason = ""
+    link: BaseException | None = error
+    while link is not None:  # an error that undoes a whole group is followed by "no such savepoint"
+        reason += f"{link.orig} " if isinstance(link, DBAPIError) else ""
+        link = link.__context__
     if "disk is full" in reason or "disk I/O" in reason or (isinstance(error, OSError) and error.errno in (27, 28)):
-        return UserError("The disk is full: nothing was saved. Make room on it and try again.")
+        return UserError(_FULL)
+    if "not a database" in reason or "malformed" in reason:
+        return UserError(
+            "The database in the state folder is damaged. Put a copy of assistant.db back, or start with another --home."
+        )
     if "database is locked" in reason:
         return UserError("Another program holds the database for more than 30 seconds. Stop it and try again.")
     if "readonly database" in reason:

@@ -57,6 +57,8 @@ class LiveTurn:
     first_event: float = 0.0
     saved_version: int = 0
     saved_at: float = field(default_factory=time.monotonic)
+    file_bytes: int = 0
+    logged: threading.Event = field(default_factory=threading.Event)  # its end is on the disk
 
     def __post_init__(self) -> None:
         self._events: list[Event] = []
@@ -66,17 +68,26 @@ class LiveTurn:
 
     def add(self, event: Event) -> None:
         """Take a checked event from the plugin; `TurnOver` when nobody waits for it or the answer got too long."""
-        size = len(repr(event))
+        size = len(event.text.encode()) if isinstance(event, Text) else len(repr(event))
         with self._changed:
             self._refuse_when_over()
-            self._bytes += size
-            if self._bytes > self.max_bytes:
-                self._append(Text(CUT))
-                self.cancelled.set()
-                raise TurnOver
+            room = self.max_bytes - self._bytes
+            self._bytes += max(1, size)  # empty ones count: there may be no end of them
             self.first_event = self.first_event or time.monotonic()
             self.state = "streaming"
-            self._append(event)
+            if self._bytes <= self.max_bytes:
+                self._append(event)
+                return
+            if isinstance(event, Text):
+                self._append(Text(event.text.encode()[:room].decode(errors="ignore")))
+            self._append(Text(CUT))
+        self.cancelled.set()
+        raise TurnOver
+
+    def refuse_when_over(self) -> None:
+        """Raise `TurnOver` when nobody waits for the answer any more."""
+        with self._changed:
+            self._refuse_when_over()
 
     def routed(self, route: Route) -> None:
         """Make the route known to the readers."""
@@ -119,11 +130,11 @@ class LiveTurn:
             raise TurnOver
 
     def _append(self, event: Event) -> None:
+        if self._events and isinstance(self._events[-1], Progress):
+            self._events.pop()
         last = self._events[-1] if self._events else None
         if isinstance(event, Text) and isinstance(last, Text):
             self._events[-1] = Text(last.text + event.text)
-        elif isinstance(last, Progress):
-            self._events[-1] = event
         else:
             self._events.append(event)
         self._bump()

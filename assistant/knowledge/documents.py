@@ -201,7 +201,7 @@ def _jsonl_rows(source: str) -> Iterator[tuple[int, dict[str, Any]]]:
         if not isinstance(row, dict):
             raise Unreadable(f"line {line}: expected a JSON object, found {type(row).__name__}. Mend that line")
         answers = row.pop("answers", None)
-        if "answer" not in row and isinstance(answers, list) and answers:
+        if not row.get("answer") and isinstance(answers, list) and answers:
             row["answer"] = answers[0]
         yield line, row
 

@@ -68,6 +68,9 @@ class VectorIndex:
             return []
         if vector.shape != (self.dimension,):
             raise ValueError(f"expected a vector of {self.dimension} values, found shape {vector.shape}")
+        # One question has nothing to share out: waiting for a second thread on a busy machine took twenty times as long
+        # as searching. The setting belongs to the calling thread, so it is made here.
+        faiss.omp_set_num_threads(1)
         scores, rows = self._index.search(vector[None, :], min(limit, len(self)))
         return [(int(row), float(score)) for row, score in zip(rows[0], scores[0], strict=True) if row >= 0]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 
 _CJK = "\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
 _RUN = re.compile(f"[{_CJK}]+|[^\\W_{_CJK}]+")
@@ -41,6 +42,7 @@ def query_terms(text: str, *, limit: int = 64) -> list[str]:
     return (content or every)[:limit]
 
 
+@lru_cache(maxsize=65536)
 def stem(term: str) -> str:
     """A word without its commonest English endings, so that "refunds" in a question meets "refund" in a passage.
 

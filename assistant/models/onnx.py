@@ -64,18 +64,21 @@ def export(folder: Path) -> Path:
     # Three tensors of their own: the exporter takes one tensor given twice for one input.
     arguments = (ids, torch.ones_like(ids), torch.zeros_like(ids))
     axes = {0: "batch", 1: "sequence"}
-    target = folder / GRAPH
     with torch.inference_mode(), _quiet():
-        torch.onnx.export(
+        program = torch.onnx.export(
             _plain(model),
             arguments,
-            str(target),
             input_names=list(_INPUTS),
             output_names=["last_hidden_state"],
             dynamic_shapes=(axes, axes, axes),
-            external_data=False,
             verbose=False,
         )
+        assert program is not None, "the exporter gives a program where it is given no file"
+        graph = program.model_proto
+    for element in (graph, graph.graph, *graph.graph.node, *graph.graph.value_info):
+        element.ClearField("metadata_props")  # stack traces, with the folders of this machine in them
+    target = folder / GRAPH
+    target.write_bytes(graph.SerializeToString())
     return target
 
 

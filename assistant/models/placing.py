@@ -135,7 +135,7 @@ def _place(models: Path, model: BaseModel, partial: Path, wheels: Path | None, r
         parameters=_parameters(folder) or model.parameters,
         embedder=facts,
         packages={name: importlib.metadata.version(name) for name in _EXPORTED_WITH} if facts else {},
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=datetime.now(UTC).isoformat(),  # to the microsecond: what replaces a spoilt version has another name
     )
     digest = manifest.write(folder, draft)
     _sync(folder)

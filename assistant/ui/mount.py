@@ -38,5 +38,7 @@ def mount(app: FastAPI, assistant: Assistant, identify: Identify) -> FastAPI:
         mcp_server=False,
         theme=gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
     )
+    # Only a launched app checks which files a request may name; one that is mounted copies any it is told to.
+    blocks.has_launched = True
     app.add_middleware(Head)
     return app

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
@@ -18,12 +19,13 @@ from assistant.errors import UserError
 from assistant.identity import Identity, authorize
 from assistant.messages import Incoming
 from assistant.turns import Snapshot
-from assistant.ui.render import one_line, render_answer, render_entry
+from assistant.ui.render import one_line, render_answer, render_entry, rendered_id
 
 log = logging.getLogger(__name__)
 
 Identify = Callable[[gr.Request], Identity]
 POLL_SECONDS = 0.02
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which JSON can carry and no file can
 EMPTY = (
     "<div class='empty'><h2>How can I help?</h2><p>Ask about an order, a delivery or a return. "
     "Answers name their source; thumbs tell us what was wrong.</p></div>"
@@ -92,7 +94,14 @@ class Page:
             self._here = gr.Markdown(elem_id="here", container=False)
             wake = gr.Button("wake", elem_id="wake")
             shown: list[Any] = [self._list, self._chat, self._text, self._send, self._stop, self._here, title]
-            shared: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
+            # Values come as the browser sent them: Gradio would refuse a conversation that it did not list in this page
+            # session, and it forgets the session when the program is started again. Who may do what is ours to say.
+            shared: dict[str, Any] = {
+                "show_progress": "hidden",
+                "api_visibility": "private",
+                "concurrency_limit": None,
+                "preprocess": False,
+            }
             blocks.load(self._load, None, shown, **shared)
             wake.click(self._wake, self._list, shown, **shared)
             self._list.input(self._wake, self._list, shown, **shared)
@@ -107,9 +116,9 @@ class Page:
             )
             self._stop.click(self._halt, self._list, None, **shared)
             rename.click(self._rename, [self._list, title], shown, **shared)
-            delete.click(lambda: gr.update(visible=True), None, sure, **shared)
+            delete.click(self._confirm, None, sure, **shared)
             sure.click(self._delete, self._list, [*shown, sure], **shared)
-            self._chat.like(self._rate, self._chat, None, **shared)
+            self._chat.like(self._rate, None, None, **shared)
         return blocks
 
     async def _load(self, request: gr.Request) -> AsyncIterator[list[Any]]:
@@ -119,57 +128,59 @@ class Page:
         async for update in self._show(identity, wanted if self._is_mine(identity, wanted) else ""):
             yield update
 
-    async def _wake(self, conversation: str | None, request: gr.Request) -> AsyncIterator[list[Any]]:
-        identity = self._identify(request)
-        known = conversation if conversation and self._is_mine(identity, conversation) else ""
-        async for update in self._show(identity, known):
+    async def _wake(self, given: object, request: gr.Request) -> AsyncIterator[list[Any]]:
+        identity, conversation = self._identify(request), _text(given)
+        async for update in self._show(identity, conversation if self._is_mine(identity, conversation) else ""):
             yield update
 
     async def _new(self, request: gr.Request) -> AsyncIterator[list[Any]]:
         async for update in self._show(self._identify(request), ""):
             yield update
 
-    async def _ask(self, text: str, conversation: str | None, request: gr.Request) -> AsyncIterator[list[Any]]:
-        identity = self._identify(request)
-        if not text or not text.strip():
+    async def _ask(self, said: object, given: object, request: gr.Request) -> AsyncIterator[list[Any]]:
+        identity, text, conversation = self._identify(request), _text(said), _text(given)
+        if not text.strip():
             yield self._nothing()
             return
         locale = str(request.headers.get("accept-language") or "en").split(",")[0].strip() or "en"
         incoming = Incoming(
-            text=text, identity=identity, conversation=conversation or "", locale=locale, key=secrets.token_hex(16)
+            text=text, identity=identity, conversation=conversation, locale=locale, key=secrets.token_hex(16)
         )
         begun = await asyncio.to_thread(_shown_to_user, lambda: self._assistant.submit(incoming))
         async for update in self._show(identity, begun.conversation, cleared=True):
             yield update
 
-    def _halt(self, conversation: str | None, request: gr.Request) -> None:
-        identity = self._identify(request)
+    def _halt(self, given: object, request: gr.Request) -> None:
+        identity, conversation = self._identify(request), _text(given)
         if conversation:
             turn = _shown_to_user(lambda: self._assistant.running(identity, conversation))
             _shown_to_user(lambda: self._assistant.stop(identity, turn))
 
-    async def _rename(self, conversation: str | None, title: str, request: gr.Request) -> AsyncIterator[list[Any]]:
-        identity = self._identify(request)
+    async def _rename(self, given: object, title: object, request: gr.Request) -> AsyncIterator[list[Any]]:
+        identity, conversation = self._identify(request), _text(given)
         if conversation:
-            _shown_to_user(lambda: self._assistant.rename(identity, conversation, title))
-        async for update in self._show(identity, conversation or ""):
+            _shown_to_user(lambda: self._assistant.rename(identity, conversation, _text(title)))
+        async for update in self._show(identity, conversation):
             yield update
 
-    async def _delete(self, conversation: str | None, request: gr.Request) -> AsyncIterator[list[Any]]:
-        identity = self._identify(request)
+    def _confirm(self) -> Any:
+        """Ask before a conversation is deleted."""
+        return gr.update(visible=True)
+
+    async def _delete(self, given: object, request: gr.Request) -> AsyncIterator[list[Any]]:
+        identity, conversation = self._identify(request), _text(given)
         if conversation:
             _shown_to_user(lambda: self._assistant.delete(identity, conversation))
         async for update in self._show(identity, ""):
             yield [*update, gr.update(visible=False)]
 
-    def _rate(self, messages: list[dict[str, Any]], request: gr.Request, event: gr.LikeData) -> None:
-        """A thumb on the message whose id the browser sends back; positions are not trusted with more than finding it."""
-        index = event.index if isinstance(event.index, int) else event.index[0]
-        message = (messages[index].get("metadata") or {}).get("id") if 0 <= index < len(messages) else None
+    def _rate(self, request: gr.Request, event: gr.LikeData) -> None:
+        """A thumb on the answer that the clicked message names; its position is not trusted, lists may have changed since."""
+        message = rendered_id(event.value[0] if isinstance(event.value, list) and event.value else event.value)
         if not message:
             raise gr.Error("That answer is not in the log any more. Reload the page.", print_exception=False)
         value = {True: 1, "Like": 1, False: -1, "Dislike": -1}.get(event.liked, 0)
-        _shown_to_user(lambda: self._assistant.rate(self._identify(request), str(message), value))
+        _shown_to_user(lambda: self._assistant.rate(self._identify(request), message, value))
 
     async def _show(self, identity: Identity, conversation: str, *, cleared: bool = False) -> AsyncIterator[list[Any]]:
         """The whole page for `conversation` ("" is an empty one), then the running answer as it grows."""
@@ -192,7 +203,8 @@ class Page:
         if not turn:
             return
         async for snapshot in self._follow(identity, turn):
-            messages[-1] = {**messages[-1], "content": render_answer(snapshot.events, snapshot.state, snapshot.route)}
+            content = render_answer(snapshot.events, snapshot.state, snapshot.route, message=turn)
+            messages[-1] = {**messages[-1], "content": content}
             over = snapshot.over
             update = self._nothing()
             update[1] = messages
@@ -237,6 +249,15 @@ def _message(entry: Entry) -> dict[str, Any]:
 def _here(conversation: str, turn: str) -> str:
     """What the script of the page reads: which conversation is shown, and which answer this page follows."""
     return f'<span class="here" title="{escape(conversation)}"></span><span class="following" title="{escape(turn)}"></span>'
+
+
+def _text(value: object) -> str:
+    """What a text box or the list holds, as the browser sent it; nothing chosen is ""."""
+    if value is None:
+        return ""
+    if not isinstance(value, str) or _LONE_SURROGATE.search(value):
+        raise gr.Error("This page sent something else than text. Reload it.", print_exception=False)
+    return value
 
 
 def _shown_to_user(work: Callable[[], Any]) -> Any:

@@ -94,11 +94,14 @@ def render_entry(entry: Entry) -> str:
     """A logged message as the chat shows it."""
     if entry.role == "user":
         return clean(f'<div class="said">{_plain(entry.text)}</div>')
-    return render_answer(entry.events, entry.state, entry.route)
+    return render_answer(entry.events, entry.state, entry.route, message=entry.id)
 
 
-def render_answer(events: tuple[Event, ...], state: State, route: Route | None) -> str:
-    """An answer so far: texts first as they came, sources under them, the route in a folded line."""
+def render_answer(events: tuple[Event, ...], state: State, route: Route | None, *, message: str = "") -> str:
+    """An answer so far: texts first as they came, sources under them, the route in a folded line.
+
+    The browser sends an answer back as this HTML when a thumb is clicked, so it names the message: see `rendered_id`.
+    """
     parts = [render(event) for event in events if not isinstance(event, Sources)]
     if state in ("pending", "streaming") and not any(isinstance(event, Progress) for event in events):
         parts.append('<p class="waiting" title="The answer is on its way">…</p>')
@@ -107,7 +110,13 @@ def render_answer(events: tuple[Event, ...], state: State, route: Route | None) 
     parts += [render(event) for event in events if isinstance(event, Sources)]
     if route is not None and state not in ("pending", "streaming"):
         parts.append(_route(route))
-    return clean(f'<div class="answer {state}">{"".join(parts)}</div>')
+    return clean(f'<div class="answer {state} id-{message}">{"".join(parts)}</div>')
+
+
+def rendered_id(html: object) -> str:
+    """The id of the message that `render_answer` made `html` of, "" where it did not; texts inside it cannot change it."""
+    found = _RENDERED.match(html) if isinstance(html, str) else None
+    return found[1] if found else ""
 
 
 def render(event: Event) -> str:
@@ -261,6 +270,7 @@ RENDERERS: Mapping[type[Event], Callable[[Any], str]] = {
     Failure: _failure,
 }
 
+_RENDERED = re.compile(r'<div class="answer [a-z]+ id-([0-9a-f]{32})">')
 _SPACES = re.compile(r"\s+")
 
 
