@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -81,7 +82,7 @@ def ask(
     as_json: AsJson = False,
 ) -> None:
     """Ask one question in a new conversation."""
-    from assistant.messages import Failure, Incoming, Text, to_log
+    from assistant.messages import Failure, Incoming, Sources, Text, to_log
 
     options: dict[str, Any] = {}
     for pair in option or []:
@@ -111,7 +112,7 @@ def ask(
         for number, source in enumerate(reply.sources, 1):
             _print(f"[{number}] {source.title}  ({source.id}, {source.score:.2f})")
         for event in reply.events:
-            if not isinstance(event, Text | Failure) and not reply.sources:
+            if not isinstance(event, Text | Failure | Sources):
                 _print(json.dumps(to_log(event), ensure_ascii=False))
     for failure in failures:
         reference = f" Reference: {failure.reference}" if failure.reference else ""
@@ -133,10 +134,7 @@ def plugins_command(home: Home = None, as_json: AsJson = False) -> None:
             }
             for name, entry in assistant.registry.loaded.items()
         ]
-        rejected = [
-            {"name": entry.name, "origin": entry.origin, "reason": entry.reason}
-            for entry in assistant.registry.rejected
-        ]
+        rejected = [asdict(entry) for entry in assistant.registry.rejected]
     if as_json:
         _print_json({"loaded": loaded, "rejected": rejected})
         return
@@ -149,8 +147,6 @@ def plugins_command(home: Home = None, as_json: AsJson = False) -> None:
 @app.command()
 def doctor(home: Home = None, as_json: AsJson = False) -> None:
     """Say what this installation has, and what to do where something is wrong; exit code 1 if anything is."""
-    from dataclasses import asdict
-
     from assistant.doctor import examine
 
     folder = home_folder(home)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import secrets
 from collections.abc import Iterable
 from http.cookies import SimpleCookie
@@ -36,6 +37,7 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+_PAGE = re.compile("[A-Za-z0-9_-]{1,64}")
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
@@ -49,9 +51,11 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with a refusal, or pass on with `scope["state"]["identity"]` set."""
-        if scope["type"] != "http":
-            if scope["type"] == "lifespan":
-                await self._app(scope, receive, send)
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":  # no route is a websocket
+            await send({"type": "websocket.close"})
             return
         headers = Headers(scope=scope)
         known = self._sessions.read(_cookie(headers))
@@ -108,6 +112,8 @@ class Guard:
             if _names_file(document):
                 return PlainTextResponse("This page takes no files.", 400), identity, None
             pages += _pages_in(document)
+        if not all(_PAGE.fullmatch(page) for page in pages):
+            return PlainTextResponse("A page session has a name of letters and digits.", 400), identity, None
         if not all(self._sessions.bind_page(page, identity) for page in pages):
             return PlainTextResponse("This page belongs to another browser. Reload it.", 403), identity, None
         return None, identity, body

@@ -48,13 +48,13 @@ class Host:
         self._listeners: dict[str, list[Listener]] = {}
         self._lock = threading.Lock()
         self._wake = threading.Event()
-        self._closing = False
+        self._closing = threading.Event()
         self._keeper = threading.Thread(target=self._keep, name="turn-keeper", daemon=True)
         self._keeper.start()
 
     def refuse_when_busy(self) -> None:
         """Raise `UserError` when as many answers are being made as may wait."""
-        if self._closing:
+        if self._closing.is_set():
             raise UserError("The program is closing. Ask again in a minute.")
         if len(self._live) >= self._settings.server.max_queue:
             raise UserError("Too many questions are being answered at the moment. Try again in 5 seconds.")
@@ -102,7 +102,7 @@ class Host:
 
     def close(self) -> None:
         """Let answers end for some seconds, mark the rest as failed, close the plugins."""
-        self._closing = True
+        self._closing.set()
         until = time.monotonic() + CLOSING_SECONDS
         while self._live and time.monotonic() < until:
             time.sleep(0.02)
@@ -112,8 +112,11 @@ class Host:
             self._end(turn, "failed", Failure("The program was closed while it answered. Ask again."))
         self._wake.set()
         self._keeper.join()
-        for gate in self._gates.values():
-            gate.close()
+        for name, gate in self._gates.items():
+            try:
+                gate.close()
+            except BaseException:  # the others are closed all the same
+                log.exception("plugin %s could not be closed", name)
 
     def _answer(self, turn: LiveTurn, incoming: Incoming, text: str) -> None:
         try:
@@ -224,9 +227,9 @@ class Host:
     def _keep(self) -> None:
         """Deadlines every quarter of a second while answers are made, checkpoints every two, leases every ten."""
         swept = time.monotonic()
-        while not self._closing:
+        while not self._closing.is_set():
             if self._live or self._over_but_running():
-                time.sleep(0.25)
+                self._closing.wait(0.25)
             else:
                 self._wake.wait(HOUSEKEEPING_SECONDS)
                 self._wake.clear()

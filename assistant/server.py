@@ -171,6 +171,7 @@ def _listen(host: str, port: int) -> socket.socket:
             f"Cannot listen on {host}:{port}: {error.strerror or error}. Give another --host or --port."
         ) from None
     except OverflowError:
+        listener.close()
         raise UserError(f"A port is a number from 0 to 65535; {port} is not. Give another --port.") from None
     return listener
 

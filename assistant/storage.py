@@ -195,19 +195,32 @@ def current_sequence(connection: Connection, name: str = "knowledge") -> int:
     return int(found or 0)
 
 
+_LIVE = "chunks.collection = :collection AND chunks.enabled AND NOT chunks.deleted"
+_BEST_MATCHES = text(
+    f"SELECT best.row, best.score, {_LIVE} FROM (SELECT rowid AS row, -bm25({FULL_TEXT}, 2.0, 1.0) AS score "  # noqa: S608 - constants
+    f"FROM {FULL_TEXT} WHERE {FULL_TEXT} MATCH :match ORDER BY score DESC LIMIT :wide) AS best "
+    "JOIN chunks ON chunks.row = best.row ORDER BY best.score DESC"
+)
+_ALL_MATCHES = text(
+    f"SELECT chunks.row, -bm25({FULL_TEXT}, 2.0, 1.0) AS score, 1 FROM {FULL_TEXT} "  # noqa: S608 - constants
+    f"JOIN chunks ON chunks.row = {FULL_TEXT}.rowid WHERE {FULL_TEXT} MATCH :match AND {_LIVE} "
+    "ORDER BY score DESC LIMIT :limit"
+)
+
+
 def upsert(connection: Connection, table: Table, row: Mapping[str, Any], *, keys: Sequence[str]) -> None:
     """Insert `row`, or overwrite the row that has the same `keys`."""
     statement = insert(table).values(**row)
     connection.execute(statement.on_conflict_do_update(index_elements=list(keys), set_=dict(row)))
 
 
-def index_text(connection: Connection, row: int, title: str, body: str) -> None:
-    """Put a chunk's terms into the full text, or replace them."""
-    remove_text(connection, row)
-    connection.execute(
-        text(f"INSERT INTO {FULL_TEXT} (rowid, title, body) VALUES (:row, :title, :body)"),  # noqa: S608 - a constant
-        {"row": row, "title": title, "body": body},
-    )
+def index_texts(connection: Connection, texts: Sequence[tuple[int, str, str]]) -> None:
+    """Put the terms of chunks that are new (row, title, body) into the full text, in one go."""
+    if texts:
+        connection.execute(
+            text(f"INSERT INTO {FULL_TEXT} (rowid, title, body) VALUES (:row, :title, :body)"),  # noqa: S608 - a constant
+            [{"row": row, "title": title, "body": body} for row, title, body in texts],
+        )
 
 
 def remove_text(connection: Connection, row: int) -> None:
@@ -220,14 +233,15 @@ def search_text(connection: Connection, terms: list[str], collection: str, limit
     if not terms:
         return []
     match = " OR ".join('"' + term.replace('"', '""') + '"' for term in terms)
-    statement = text(
-        f"SELECT chunks.row, -bm25({FULL_TEXT}, 2.0, 1.0) AS score FROM {FULL_TEXT} "  # noqa: S608 - a constant
-        f"JOIN chunks ON chunks.row = {FULL_TEXT}.rowid "
-        f"WHERE {FULL_TEXT} MATCH :match AND chunks.collection = :collection AND chunks.enabled AND NOT chunks.deleted "
-        "ORDER BY score DESC LIMIT :limit"
-    )
-    rows = connection.execute(statement, {"match": match, "collection": collection, "limit": limit})
-    return [(int(row), float(score)) for row, score in rows]
+    given = {"match": match, "collection": collection, "limit": limit, "wide": 4 * limit}
+    # The full text is ranked alone first: joining every match to its wide row is most of the time. Where other
+    # collections or disabled chunks take up the ranking, all matches are joined after all.
+    for statement in (_BEST_MATCHES, _ALL_MATCHES):
+        rows = connection.execute(statement, given).all()
+        live = [(int(row), float(score)) for row, score, is_live in rows if is_live]
+        if len(live) >= limit or len(rows) < 4 * limit:
+            break
+    return live[:limit]
 
 
 def now() -> float:

@@ -171,6 +171,7 @@ class Gate:
                 if not self._opened:
                     self.plugin.open()
                     self._opened = True
+            turn.refuse_when_over()  # opening may have taken longer than anybody waited
         except BaseException:
             self._slots.release()
             raise
@@ -185,11 +186,15 @@ class Gate:
         self._stuck.add(thread)
 
     def close(self) -> None:
-        """Close the plugin if it was opened."""
-        with self._lock:
+        """Close the plugin if it was opened; one that is still opening is left to the end of the process."""
+        if not self._lock.acquire(timeout=0.25):
+            return
+        try:
             if self._opened:
                 self._opened = False
                 self.plugin.close()
+        finally:
+            self._lock.release()
 
 
 def drain_into(answer: Iterable[Event], take: Callable[[Event], None]) -> None:

@@ -1,6 +1,6 @@
 """PERF-01: the first answer from cold and what it holds in memory, without the page.
 
-    python benchmarks/cold.py --home FOLDER [--quick]
+    python -m benchmarks.cold --home FOLDER [--quick]
 
 FOLDER is a state folder as `assistant setup` leaves it. Each round is a process of its own: `assistant ask` with a question,
 and the imports. The question is answered from a knowledge base of 10,000 further entries.
@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from results import record
+from benchmarks.results import record
 
 ASK = ["ask", "how long do I have to send something back?", "--json"]
 PEAK = (

@@ -1,6 +1,6 @@
 """PERF-02: our embedder beside plain sentence-transformers, on the same weights, one thread each, in the same run.
 
-    python benchmarks/embedding.py --home FOLDER [--quick]
+    python -m benchmarks.embedding --home FOLDER [--quick]
 
 Each side is a process of its own; they take turns, round by round, so that a busy machine slows both. Throughput is per
 second of CPU time, which is per core; the ratios are medians over the rounds.
@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from results import record
+from benchmarks.results import record
 
 MODEL = "all-minilm-l6-v2"
 _VOCABULARY = """

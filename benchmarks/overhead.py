@@ -1,6 +1,6 @@
 """PERF-05: what the program itself costs for a message, in CPU milliseconds, beside two commits written by hand.
 
-    python benchmarks/overhead.py [--quick]
+    python -m benchmarks.overhead [--quick]
 
 A plugin that answers at once, through routing, threads, validation and the log; models and page are left out. The peer
 commits the same two rows with the driver alone: what durability costs here. Rounds alternate; medians are shown.
@@ -17,13 +17,12 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from results import record
-
 from assistant import Event, Options, Plugin, Request, Text
 from assistant.app import Assistant
 from assistant.identity import LOCAL
 from assistant.messages import Incoming
 from assistant.settings import PluginsSection, Settings
+from benchmarks.results import record
 
 
 class AtOnce(Plugin[Options]):

@@ -54,10 +54,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def command() -> str:
     """The command line as one types it in the project's folder; of an absolute path only the last part is told."""
-    program = Path(sys.argv[0]).resolve()
-    root = FILE.parent.parent
-    typed = program.relative_to(root).as_posix() if program.is_relative_to(root) else program.name
-    return shlex.join(["python", typed, *(_short(argument) for argument in sys.argv[1:])])
+    module = f"benchmarks.{Path(sys.argv[0]).stem}"
+    return shlex.join(["python", "-m", module, *(_short(argument) for argument in sys.argv[1:])])
 
 
 def _short(argument: str) -> str:

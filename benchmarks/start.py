@@ -1,6 +1,6 @@
 """From `python launch.py` to the first page, beside a bare Gradio hello.
 
-    python benchmarks/start.py --home FOLDER [--quick]
+    python -m benchmarks.start --home FOLDER [--quick]
 
 Both sides are processes of their own, in turns; the clock stops when `/` answers 200 with the page. FOLDER is a state folder as
 `assistant setup` leaves it; the environment exists already (it is the second start that is measured).
@@ -19,7 +19,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from results import record
+from benchmarks.results import record
 
 ROOT = Path(__file__).parent.parent
 HELLO = (

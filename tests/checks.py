@@ -17,6 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 HAS_CUDA = "import torch; raise SystemExit(not torch.cuda.is_available())"
+NO_TESTS = 5
+"""pytest's exit code where it found no test: none is marked gpu until there is a model to train."""
 VARIABLES = {
     "GRADIO_ANALYTICS_ENABLED": "False",
     "HF_HUB_OFFLINE": "1",
@@ -58,12 +60,12 @@ def plan(options: argparse.Namespace, home: Path) -> dict[str, list[str]]:
         "ruff format": [str(programs / "ruff"), "format", "--check", "."],
         "mypy": [str(programs / "mypy")],
         "lint-imports": [str(programs / "lint-imports")],
-        "base models": [*assistant, "models", "pull", "all-minilm-l6-v2", "--home", str(home)],
+        "demo shop": [*assistant, "setup", "--home", str(home)],
         "generated docs": [*assistant, "docs", "--check"],
         "pytest": [str(programs / "pytest"), "-m", chosen + " and not slow" * options.quick, *options.arguments],
     }
     if options.campaign or options.gpu:
-        return {name: steps[name] for name in ("base models", "pytest")}
+        return {name: steps[name] for name in ("demo shop", "pytest")}
     return steps
 
 
@@ -80,7 +82,8 @@ def run(steps: dict[str, list[str]], variables: dict[str, str]) -> int:
         print(f"{seconds:.1f} s" + ", failed" * bool(done.returncode), flush=True)
         if done.returncode and done.stdout:
             print(done.stdout.decode(errors="replace"), flush=True)
-        summary.append((done.returncode, seconds, name))
+        nothing = streams and done.returncode == NO_TESTS and "gpu" in command
+        summary.append((0 if nothing else done.returncode, seconds, name))
     print()
     for code, seconds, name in summary:
         print(f"{'failed' if code else 'passed'}  {seconds:7.1f} s  {name}")

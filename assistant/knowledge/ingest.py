@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
-from sqlalchemy import Connection, Row, insert, null, select, update
+from sqlalchemy import Connection, Row, bindparam, insert, null, select, update
 
 from assistant.errors import UserError
 from assistant.failpoints import failpoint
@@ -18,7 +18,7 @@ from assistant.knowledge import documents as loaders
 from assistant.knowledge.documents import Chunk, Document, Unreadable
 from assistant.knowledge.terms import terms
 from assistant.schema import chunks, collections, documents
-from assistant.storage import index_text, next_sequence, now, remove_text
+from assistant.storage import index_texts, next_sequence, now, remove_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,6 +30,13 @@ T = TypeVar("T")
 _EMBED_BATCH = 64
 _BIND_BATCH = 500
 """Values in one IN (...): databases limit them."""
+
+_INSERT = insert(chunks).returning(chunks.c.row, sort_by_parameter_order=True)
+_MOVE = (
+    update(chunks)
+    .where(chunks.c.row == bindparam("its"))
+    .values({name: bindparam(f"new_{name}") for name in ("ordinal", "start", "end")})
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,27 +229,26 @@ class Ingest:
         kept = {chunk.key for chunk in new.chunks if _same(live.get(chunk.key), chunk)}
         bury(connection, [row.row for key, row in live.items() if key not in kept], sequence)
         self._refuse_foreign_keys(connection, [chunk.key for chunk in new.chunks if chunk.key not in kept])
+        moved: list[dict[str, Any]] = []
+        fresh: list[dict[str, Any]] = []
         for ordinal, chunk in enumerate(new.chunks):
             place = {"ordinal": ordinal, "start": chunk.start, "end": chunk.end}
             if chunk.key in kept:
-                connection.execute(update(chunks).where(chunks.c.row == live[chunk.key].row).values(place))
+                moved.append({f"new_{name}": value for name, value in place.items()} | {"its": live[chunk.key].row})
                 continue
-            if chunk.content not in vectors:
+            vector = vectors.get(chunk.content)
+            if vector is None:
                 raise _Moved
-            values = {
-                "key": chunk.key,
-                "document": identity,
-                "collection": self._collection,
-                "kind": chunk.kind,
-                "title": chunk.title,
-                "text": chunk.text,
-                "vector": vectors[chunk.content],
-                "sequence": sequence,
-            }
-            row = connection.execute(insert(chunks).values(values | place)).inserted_primary_key
-            assert row is not None
+            own = {"key": chunk.key, "kind": chunk.kind, "title": chunk.title, "text": chunk.text, "vector": vector}
+            shared = {"document": identity, "collection": self._collection, "sequence": sequence}
+            fresh.append(own | shared | place)
+        if moved:
+            connection.execute(_MOVE, moved)
+        for batch in _batches(fresh, _BIND_BATCH):
+            rows = connection.scalars(_INSERT, batch).all()
             failpoint("knowledge.insert")
-            index_text(connection, int(row[0]), " ".join(terms(chunk.title)), " ".join(terms(chunk.text)))
+            texts = zip(rows, batch, strict=True)
+            index_texts(connection, [(row, _terms(one["title"]), _terms(one["text"])) for row, one in texts])
 
     def _refuse_foreign_keys(self, connection: Connection, keys: Sequence[str]) -> None:
         for batch in _batches(keys, _BIND_BATCH):
@@ -335,6 +341,10 @@ def _same(row: Row[*tuple[Any, ...]] | None, chunk: Chunk) -> bool:
 
 def _content(row: Row[*tuple[Any, ...]]) -> str:
     return Chunk(row.key, "passage", row.title, row.text).content
+
+
+def _terms(content: str) -> str:
+    return " ".join(terms(content))
 
 
 def _batches(values: Sequence[T], size: int) -> Iterator[list[T]]:

@@ -148,7 +148,7 @@ def _entities(event: Entities) -> str:
         label = f"{escape(span.label)}, {span.score:.0%}"
         marked = escape(event.text[span.start : span.end])
         parts.append(escape(event.text[at : span.start]))
-        parts.append(f'<mark class="entity" title="{label}">{marked}<small>{escape(span.label)}</small></mark>')
+        parts.append(f'<mark class="entity" title="{label}">{marked} <small>{escape(span.label)}</small></mark>')
         at = span.end
     parts.append(escape(event.text[at:]))
     return f'<p class="entities">{"".join(parts)}</p>{_model(event.model)}'

@@ -54,9 +54,9 @@ def test_unseen_questions_are_answered_rightly_or_not_at_all(shop: Library) -> N
         else:
             without += 1
             refused += not answers
-    assert refused / without >= 0.85
-    assert answered >= 8
-    assert right / answered >= 0.55
+    assert refused / without >= 0.9
+    assert answered >= 20
+    assert right / answered >= 0.9
 
 
 @pytest.mark.parametrize(

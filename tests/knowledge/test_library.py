@@ -299,6 +299,18 @@ def test_texts_are_documents_under_their_own_ids(library: Library) -> None:
     assert first(library, "blue lamp") == "b"
 
 
+def test_removed_texts_leave_the_index_in_memory_too(library: Library) -> None:
+    """Else they would take the places of live ones among the nearest, until none is left."""
+    keys = [f"k{i}" for i in range(80)]
+    library.add_texts([f"lamp {i}" for i in range(80)], ids=keys, owner="test")
+    library.search("lamp")
+    library.discard(keys[:70])
+    library.search("lamp")
+    index = library._mirrors["test"]._index
+    assert index is not None
+    assert sorted(index.rows().tolist()) == sorted(_rows(library).values())
+
+
 def test_ids_and_texts_must_match_in_number(library: Library) -> None:
     with pytest.raises(UserError, match="found 2, 1, 2"):
         library.add_texts(["a", "b"], ids=["x"], owner="test")

@@ -35,18 +35,23 @@ def visit(live: Served) -> Iterator[Callable[[], Visitor]]:
 
 
 @pytest.fixture(scope="module")
-def application(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastAPI]:
+def application_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The state folder of `application`."""
+    return tmp_path_factory.mktemp("application")
+
+
+@pytest.fixture(scope="module")
+def application(application_home: Path) -> Iterator[FastAPI]:
     """The application as the server builds it, in this process, on an empty state folder."""
     from assistant.app import Assistant
     from assistant.server import build
     from assistant.sessions import Sessions
     from assistant.settings import Settings
 
-    home = tmp_path_factory.mktemp("application")
-    assistant = Assistant(home, Settings())
+    assistant = Assistant(application_home, Settings())
 
     async def make() -> FastAPI:
-        return build(assistant, Sessions(home))
+        return build(assistant, Sessions(application_home))
 
     yield asyncio.run(make())  # where no loop runs, Gradio makes several that it never closes
     assistant.close()

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,18 +66,18 @@ class Served:
             raise AssertionError(f"the server did not end within {CLOSE_SECONDS:g} seconds") from None
 
 
-def environment(**more: str) -> dict[str, str]:
+def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment of a server under test: nothing of the operator's settings, the plugins of the tests beside ours."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("ASSISTANT_")}
-    return kept | {"ASSISTANT_PLUGINS__FOLDERS": f'["{PLUGINS}"]'} | more
+    return kept | {"ASSISTANT_PLUGINS__FOLDERS": f'["{PLUGINS}"]'} | dict(more or {})
 
 
 @contextlib.contextmanager
-def serving(home: Path, *, port: int = 0, **more: str) -> Iterator[Served]:
+def serving(home: Path, *, port: int = 0, more: Mapping[str, str] | None = None) -> Iterator[Served]:
     """A server on `home` that answers; `more` is added to its environment."""
     command = [sys.executable, "-m", "assistant", "serve", "--home", str(home), "--port", str(port), "--no-browser"]
     process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment(**more)
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment(more)
     )
     served = Served(process, home)
     reader = threading.Thread(target=served.read, daemon=True)

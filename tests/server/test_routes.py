@@ -181,7 +181,9 @@ TRAVERSALS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("prefix", ["/gradio_api/file=", "/static/", "/assets/", "/svelte/", "/files/", "/gradio_api/file/"])
+@pytest.mark.parametrize(
+    "prefix", ["/gradio_api/file=", "/static/", "/assets/", "/svelte/", "/files/", "/gradio_api/file/"]
+)
 def test_no_spelling_of_a_path_reads_a_file(live: Served, prefix: str) -> None:
     """SEC-05: nothing of the state folder and nothing of the machine is served, however its path is written."""
     secrets = [(live.home / name).read_bytes()[:16] for name in SECRETS if (live.home / name).exists()]

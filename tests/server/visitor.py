@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 import threading
@@ -56,8 +57,10 @@ class Visitor:
         response = self.client.get("/", params={"token": token})
         assert response.status_code == 303, response.text
 
-    def join(self, handler: str, *data: Any, event: Any = None, page: str | None = None) -> httpx.Response:
-        """Put an event into the queue."""
+    def join(
+        self, handler: str, *data: Any, event: Any = None, page: str | None = None, query: dict[str, str] | None = None
+    ) -> httpx.Response:
+        """Put an event into the queue; `query` is what the page's own address has behind the question mark."""
         body = {
             "data": list(data),
             "fn_index": self.handlers[handler],
@@ -65,11 +68,11 @@ class Visitor:
             "trigger_id": None,
             "event_data": event,
         }
-        return self.client.post("/gradio_api/queue/join", json=body)
+        return self.client.post("/gradio_api/queue/join", json=body, params=query)
 
-    def call(self, handler: str, *data: Any, event: Any = None) -> Outcome:
+    def call(self, handler: str, *data: Any, event: Any = None, query: dict[str, str] | None = None) -> Outcome:
         """Run a handler of the page to its end."""
-        joined = self.join(handler, *data, event=event)
+        joined = self.join(handler, *data, event=event, query=query)
         if joined.status_code != 200:
             return Outcome(joined.status_code, joined.text, False, joined.text)
         lines: list[str] = []
@@ -97,13 +100,17 @@ class Visitor:
         marks: list[tuple[str, str]] = []
         begun = threading.Event()
 
-        def read() -> None:
+        def follow() -> None:
             with self.client.stream("GET", "/gradio_api/queue/data", params={"session_hash": self.page}) as stream:
                 for line in stream.iter_lines():
                     text = unescape(line.replace('\\"', '"'))
                     if not marks and (turn := _between(text, 'class="following" title="', '"')):
                         marks.append((shown_conversation(text), turn))
                         begun.set()
+
+        def read() -> None:
+            with contextlib.suppress(httpx.HTTPError):  # the server may be ended inside the block
+                follow()
 
         reader = threading.Thread(target=read, daemon=True)
         reader.start()

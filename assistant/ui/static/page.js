@@ -24,6 +24,11 @@
     }, 700);
   };
 
+  // On a narrow screen the list of conversations lies over the chat: it is opened to choose, and closed again.
+  const narrow = matchMedia("(max-width: 768px)");
+  let folded = false;
+  const fold = () => document.querySelector("#sidebar.open .toggle-button")?.click();
+
   const listen = (conversation) => {
     if (source) source.close();
     source = null;
@@ -32,12 +37,20 @@
     for (const what of ["started", "finished"]) {
       source.addEventListener(what, (event) => wake(JSON.parse(event.data).turn));
     }
-    source.addEventListener("open", () => document.body.classList.remove("offline"));
+    source.addEventListener("open", () => {
+      // The server may be another one by now: show what it knows.
+      if (document.body.classList.contains("offline")) click("wake");
+      document.body.classList.remove("offline");
+    });
     source.addEventListener("error", () => document.body.classList.add("offline"));
   };
 
   const look = () => {
     if (!document.querySelector("#here .here")) return;
+    if (!folded && document.querySelector("#sidebar.open")) {
+      folded = true;
+      if (narrow.matches) fold();
+    }
     const following = mark("following");
     if (following) followed.add(following);
     const conversation = mark("here");
@@ -72,6 +85,7 @@
   }).observe(document.documentElement, { subtree: true, childList: true, attributes: true, attributeFilter: ["title"] });
 
   document.addEventListener("click", (event) => {
+    if (narrow.matches && event.target.closest("#new, #conversations label")) fold();
     const choice = event.target.closest("#chat button.choice");
     if (!choice) return;
     const box = document.querySelector("#message textarea");
