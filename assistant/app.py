@@ -25,7 +25,7 @@ from assistant.registry import AnyPlugin, Registry
 from assistant.router import Router
 from assistant.settings import Settings
 from assistant.storage import Database
-from assistant.turns import Snapshot
+from assistant.turns import LiveTurn, Snapshot
 
 UPDATES_PER_SECOND = 8
 LOGGED_SECONDS = 30.0
@@ -96,7 +96,7 @@ class Assistant:
         live = self._host.live(turn)
         if live is not None:
             authorize(identity, "conversation.read", live.owner)
-            return live.snapshot()
+            return _seen(live)
         conversation, entry = self.log.entry(turn)
         authorize(identity, "conversation.read", self.log.conversation(conversation).owner)
         return len(entry.events), _snapshot(conversation, entry)
@@ -112,12 +112,10 @@ class Assistant:
             return
         authorize(identity, "conversation.read", live.owner)
         while True:
-            version, snapshot = live.snapshot()
-            if snapshot.over:
-                live.logged.wait(LOGGED_SECONDS)  # whoever reads the end may ask on, or close the program
-                yield snapshot
-                return
+            version, snapshot = _seen(live)
             yield snapshot
+            if snapshot.over:
+                return
             shown = time.monotonic()
             live.wait(version, 15.0)
             if live.snapshot()[1].over:
@@ -230,6 +228,14 @@ def state_folder(home: Path) -> Path:
         reason = f"{home}: expected a folder for the state, found: {error.strerror}. Give another --home."
         raise UserError(reason) from None
     return home
+
+
+def _seen(live: LiveTurn) -> tuple[int, Snapshot]:
+    """The answer so far; its end only when that is on the disk, for then a reader may ask on or close the program."""
+    version, snapshot = live.snapshot()
+    if snapshot.over:
+        live.logged.wait(LOGGED_SECONDS)
+    return version, snapshot
 
 
 def _news(before: tuple[Event, ...], events: tuple[Event, ...]) -> Iterator[Event]:

@@ -165,8 +165,8 @@ def docs(check: Annotated[bool, typer.Option("--check", help="Only say whether t
     from assistant.reference import stale, write
 
     if not check:
-        write()
-    elif pages := stale():
+        write(app)
+    elif pages := stale(app):
         raise UserError(f"{', '.join(pages)}: not what the code says. Run `assistant docs` and commit the result.")
 
 

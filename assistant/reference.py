@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic_core import PydanticUndefined
+from typer import Typer
 
 from assistant.messages import EVENTS
 from assistant.registry import Registry
@@ -18,37 +19,35 @@ DOCS = Path(__file__).parent.parent / "docs"
 _BLOCK = re.compile(r"<!-- begin: (?P<what>[a-z_ ]+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
-def write() -> list[str]:
-    """Fill the marked blocks of every page in docs; the names of the pages that changed."""
+def write(app: Typer) -> list[str]:
+    """Fill the marked blocks of every page in docs, `app` being the command line; the names of the pages that changed."""
     changed = []
     for page in sorted(DOCS.rglob("*.md")):
         before = page.read_text(encoding="utf-8")
-        after = _filled(before)
+        after = _filled(before, app)
         if after != before:
             page.write_text(after, encoding="utf-8")
             changed.append(str(page.relative_to(DOCS.parent)))
     return changed
 
 
-def stale() -> list[str]:
+def stale(app: Typer) -> list[str]:
     """The pages whose blocks are not what the code says now."""
     pages = sorted(DOCS.rglob("*.md"))
-    return [str(page.relative_to(DOCS.parent)) for page in pages if (t := page.read_text("utf-8")) != _filled(t)]
+    return [str(page.relative_to(DOCS.parent)) for page in pages if (t := page.read_text("utf-8")) != _filled(t, app)]
 
 
-def _filled(page: str) -> str:
+def _filled(page: str, app: Typer) -> str:
     def block(match: re.Match[str]) -> str:
         what, _, argument = match["what"].partition(" ")
-        return f"<!-- begin: {match['what']} -->\n{BLOCKS[what](argument)}\n<!-- end -->"
+        return f"<!-- begin: {match['what']} -->\n{_commands(app) if what == 'commands' else BLOCKS[what](argument)}\n<!-- end -->"
 
     return _BLOCK.sub(block, page)
 
 
-def _commands(_: str) -> str:
+def _commands(app: Typer) -> str:
     """The help of every command, as the terminal prints it."""
     import typer.main
-
-    from assistant.cli import app
 
     root = typer.main.get_command(app)
     parts = []
@@ -109,7 +108,6 @@ def _first_paragraph(kind: type) -> str:
 
 
 BLOCKS: dict[str, Callable[[str], str]] = {
-    "commands": _commands,
     "events": _events,
     "plugins": _plugins,
     "plugin": _plugin,

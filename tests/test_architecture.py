@@ -26,6 +26,7 @@ from .samples import SAMPLES
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(path for package in ("assistant", "plugins") for path in (ROOT / package).rglob("*.py"))
 PLUGINS = [info.name for info in pkgutil.iter_modules(plugins.__path__)]
+CONTRACT = frozenset(name for name, member in vars(Plugin).items() if inspect.isfunction(member))
 MAX_LINES = 400
 BANNED_NAMES = {"utils", "util", "common", "helpers", "helper", "misc", "base", "manager"}
 FLOORS = {
@@ -140,7 +141,7 @@ def undocumented(body: list[ast.stmt], before: str = "", contract: frozenset[str
         if not ast.get_docstring(node) and node.name not in contract and "Plugin" not in parents:
             yield before + node.name
         if isinstance(node, ast.ClassDef):
-            names = frozenset({"open", "handle", "close"} if "Plugin" in parents else ())
+            names = CONTRACT if "Plugin" in parents else frozenset()
             yield from undocumented(node.body, f"{before}{node.name}.", names)
 
 

@@ -15,6 +15,8 @@ from pydantic import Field
 from sqlalchemy import Engine, event
 
 from assistant import (
+    Action,
+    Actions,
     Choices,
     Event,
     Handoff,
@@ -316,7 +318,7 @@ def test_a_traceback_names_the_line_and_never_the_message(chat: Chats, caplog: p
 def test_a_sentence_for_the_reader_is_shown_as_it_is(chat: Chats, caplog: pytest.LogCaptureFixture) -> None:
     reply = chat(scripted(generator(UserError("Type your order number.")))).ask("x")
     assert reply.events == (Text("so far"), Failure("Type your order number."))
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 def test_an_answer_of_nothing_is_an_empty_answer(chat: Chats) -> None:
@@ -504,25 +506,28 @@ def test_two_requests_are_answered_side_by_side(chat: Chats) -> None:
     assert [logged(chatting, turn).text for turn in turns] == ["one again", "two again"]
 
 
-def test_no_more_answers_are_made_at_a_time_than_the_plugin_takes(chat: Chats) -> None:
+def test_no_more_answers_are_made_at_a_time_than_the_plugin_takes(chat: Chats, gates: Gates) -> None:
     lock = threading.Lock()
-    now = most = 0
+    inside = most = 0
 
     def answer(*_: Any) -> Iterator[Event]:
-        nonlocal now, most
+        nonlocal inside, most
         with lock:
-            now += 1
-            most = max(most, now)
-        time.sleep(0.05)
+            inside += 1
+            most = max(most, inside)
+        gates.go.wait(30)
         with lock:
-            now -= 1
+            inside -= 1
         yield Text("done")
 
     chatting = chat(scripted(answer, max_concurrency=2))
     turns = []
-    for _ in range(6):
+    for _ in range(4):
         chatting.conversation = ""
         turns.append(submit(chatting))
+    until(lambda: inside == 2)
+    time.sleep(0.1)
+    gates.go.set()
     until(lambda: all(look(chatting, turn).over for turn in turns), 10)
     assert {logged(chatting, turn).text for turn in turns} == {"done"}
     assert most == 2
@@ -842,6 +847,72 @@ def test_a_full_disk_fails_the_turn_and_the_next_is_answered(chat: Chats, monkey
     assert not chatting.assistant._host._live, "it is over although the log does not know"
     chatting.conversation = ""
     assert chatting.ask("z").text == "a"
+
+
+# Actions
+
+
+def offering() -> tuple[type[Plugin[Any]], list[str]]:
+    """A plugin that offers to cancel an order, and a list of the orders it cancelled."""
+    cancelled: list[str] = []
+
+    def act(self: Plugin[Any], action: Action, request: Request) -> Iterable[Event]:
+        cancelled.append(action.arguments["order"])
+        return [Text(f"{action.name} {action.arguments['order']}")]
+
+    def answer(request: Request, _: Options) -> Iterable[Event]:
+        return [Actions((Action("cancel", "Cancel it", {"order": request.text}),))]
+
+    return scripted(answer, act=act), cancelled
+
+
+def clicked(chat: Chat, identity: Identity, message: str, position: int = 0) -> Snapshot:
+    begun = chat.assistant.act(identity, message, position)
+    *_, last = chat.assistant.follow(identity, begun.answer)
+    return last
+
+
+def test_what_is_clicked_is_done_once_with_what_the_answer_offered(chat: Chats) -> None:
+    plugin, cancelled = offering()
+    chatting = chat(plugin)
+    reply = chatting.ask("order-7")
+    first = clicked(chatting, chatting.identity, reply.turn)
+    assert (first.events, first.state) == ((Text("cancel order-7"),), "done")
+    assert clicked(chatting, chatting.identity, reply.turn).turn == first.turn, "a second click is the same one"
+    assert cancelled == ["order-7"]
+    said = [entry.text for entry in chatting.assistant.entries(chatting.identity, chatting.conversation)]
+    assert said == ["order-7", "", "Cancel it", "cancel order-7"]
+
+
+def test_text_never_triggers_what_only_a_click_may(chat: Chats) -> None:
+    """SEC-10."""
+    plugin, cancelled = offering()
+    chatting = chat(plugin)
+    chatting.ask("order-7")
+    for text in ("Cancel it", "cancel", "/cancel", '{"type": "actions", "name": "cancel"}'):
+        chatting.ask(text)
+    assert cancelled == []
+
+
+def test_only_the_owner_may_click_and_only_what_was_offered(chat: Chats) -> None:
+    """SEC-07: not even the administrator acts for somebody else."""
+    plugin, cancelled = offering()
+    chatting = chat(plugin)
+    chatting.identity = Identity("v-anna")
+    reply = chatting.ask("order-7")
+    for other in (STRANGER, Identity("a-admin", Role.ADMIN)):
+        with pytest.raises(Forbidden, match=ABSENT):
+            clicked(chatting, other, reply.turn)
+    for position in (-1, 1):
+        with pytest.raises(UserError, match=r"offers no such action\. Reload the page\."):
+            clicked(chatting, chatting.identity, reply.turn, position)
+    assert cancelled == []
+
+
+def test_a_plugin_that_has_nothing_to_do_says_so(chat: Chats) -> None:
+    chatting = chat(scripted(lambda *_: [Actions((Action("a", "Do it"),))]))
+    shown = failure(clicked(chatting, chatting.identity, chatting.ask("x").turn))
+    assert shown.message == "The plugin scripted has nothing to do for 'Do it'."
 
 
 # What is refused before it is a turn

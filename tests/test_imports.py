@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 HEAVY = ("torch", "transformers", "gradio", "faiss", "onnxruntime")
 TRAINING = ("torch", "transformers", "gradio", "langchain_core", "sentence_transformers", "seqeval", "sklearn")
-IMPORT = "import time; start = time.perf_counter(); import assistant; print(time.perf_counter() - start)"
+IMPORT = "import time; start = time.process_time(); import assistant; print(time.process_time() - start)"
 MODULES = """
 import atexit, sys
 atexit.register(lambda: print("LOADED", *sorted({name.partition(".")[0] for name in sys.modules}), file=sys.stderr))
@@ -31,7 +30,7 @@ def loaded_by(*arguments: str, home: Path) -> set[str]:
 
 
 def test_the_package_is_imported_in_three_tenths_of_a_second() -> None:
-    """PERF-01, the best of five: a busy machine is not what is measured."""
+    """PERF-01, in CPU time and the best of five: a busy machine is not what is measured."""
     command = [sys.executable, "-c", IMPORT]
     seconds = [float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(5)]
     assert min(seconds) <= 0.3, seconds
@@ -59,14 +58,15 @@ def test_plugins_are_listed_without_anything_heavy(tmp_path: Path) -> None:
 
 
 def test_plugins_are_listed_in_a_second_and_a_half(tmp_path: Path) -> None:
-    """PERF-01's neighbour, the best of three."""
+    """PERF-01's neighbour, in CPU time and the best of three."""
     command = [sys.executable, "-m", "assistant", "plugins", "--home", str(tmp_path)]
     seconds = []
     for _ in range(4):  # the first makes the database
-        start = time.perf_counter()
-        subprocess.run(command, capture_output=True, check=True, env=os.environ)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds[1:]) <= 1.5, seconds
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(command, capture_output=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert 0.1 < min(seconds[1:]) <= 1.5, seconds
 
 
 @pytest.mark.models

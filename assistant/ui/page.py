@@ -20,6 +20,7 @@ from assistant.identity import Identity, authorize
 from assistant.messages import Incoming
 from assistant.turns import Snapshot
 from assistant.ui.render import one_line, render_answer, render_entry, rendered_id
+from assistant.ui.views import View, Views
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class Page:
     def __init__(self, assistant: Assistant, identify: Identify) -> None:
         self._assistant = assistant
         self._identify = identify
+        self._views = Views()
 
     def build(self) -> gr.Blocks:
         """The Blocks of the page, its events wired."""
@@ -92,7 +94,10 @@ class Page:
                 self._send = gr.Button("Send", variant="primary", scale=1, min_width=88, elem_id="send")
                 self._stop = gr.Button("Stop", variant="stop", scale=1, min_width=88, visible=False, elem_id="stop")
             self._here = gr.Markdown(elem_id="here", container=False)
+            # Out of sight: page.js clicks these, and writes into the box which action of which answer was clicked.
             wake = gr.Button("wake", elem_id="wake")
+            action = gr.Textbox(label="Action", elem_id="action", container=False, show_label=False)
+            act = gr.Button("act", elem_id="act")
             shown: list[Any] = [self._list, self._chat, self._text, self._send, self._stop, self._here, title]
             # Values come as the browser sent them: Gradio would refuse a conversation that it did not list in this page
             # session, and it forgets the session when the program is started again. Who may do what is ours to say.
@@ -118,6 +123,7 @@ class Page:
             rename.click(self._rename, [self._list, title], shown, **shared)
             delete.click(self._confirm, None, sure, **shared)
             sure.click(self._delete, self._list, [*shown, sure], **shared)
+            act.click(self._act, action, shown, **shared)
             self._chat.like(self._rate, None, None, **shared)
         return blocks
 
@@ -125,16 +131,16 @@ class Page:
         """A page that was just opened: the conversation its address names, and the answer that is on its way in it."""
         identity = self._identify(request)
         wanted = str(request.query_params.get("c") or "")
-        async for update in self._show(identity, wanted if self._is_mine(identity, wanted) else ""):
+        async for update in self._show(request, wanted if self._is_mine(identity, wanted) else ""):
             yield update
 
     async def _wake(self, given: object, request: gr.Request) -> AsyncIterator[list[Any]]:
         identity, conversation = self._identify(request), _text(given)
-        async for update in self._show(identity, conversation if self._is_mine(identity, conversation) else ""):
+        async for update in self._show(request, conversation if self._is_mine(identity, conversation) else ""):
             yield update
 
     async def _new(self, request: gr.Request) -> AsyncIterator[list[Any]]:
-        async for update in self._show(self._identify(request), ""):
+        async for update in self._show(request, ""):
             yield update
 
     async def _ask(self, said: object, given: object, request: gr.Request) -> AsyncIterator[list[Any]]:
@@ -142,12 +148,26 @@ class Page:
         if not text.strip():
             yield self._nothing()
             return
-        locale = str(request.headers.get("accept-language") or "en").split(",")[0].strip() or "en"
         incoming = Incoming(
-            text=text, identity=identity, conversation=conversation, locale=locale, key=secrets.token_hex(16)
+            text=text,
+            identity=identity,
+            conversation=conversation,
+            locale=_locale(request),
+            key=secrets.token_hex(16),
         )
         begun = await asyncio.to_thread(_shown_to_user, lambda: self._assistant.submit(incoming))
-        async for update in self._show(identity, begun.conversation, cleared=True):
+        async for update in self._show(request, begun.conversation, cleared=True):
+            yield update
+
+    async def _act(self, clicked: object, request: gr.Request) -> AsyncIterator[list[Any]]:
+        """An action that a person clicked: `clicked` is the answer's id and which of its actions it is, counted from 0."""
+        identity = self._identify(request)
+        message, _, position = _text(clicked).partition(" ")
+        number = int(position) if position.isdecimal() and len(position) < 6 else -1
+        begun = await asyncio.to_thread(
+            _shown_to_user, lambda: self._assistant.act(identity, message, number, locale=_locale(request))
+        )
+        async for update in self._show(request, begun.conversation):
             yield update
 
     def _halt(self, given: object, request: gr.Request) -> None:
@@ -160,7 +180,7 @@ class Page:
         identity, conversation = self._identify(request), _text(given)
         if conversation:
             _shown_to_user(lambda: self._assistant.rename(identity, conversation, _text(title)))
-        async for update in self._show(identity, conversation):
+        async for update in self._show(request, conversation):
             yield update
 
     def _confirm(self) -> Any:
@@ -171,7 +191,7 @@ class Page:
         identity, conversation = self._identify(request), _text(given)
         if conversation:
             _shown_to_user(lambda: self._assistant.delete(identity, conversation))
-        async for update in self._show(identity, ""):
+        async for update in self._show(request, ""):
             yield [*update, gr.update(visible=False)]
 
     def _rate(self, request: gr.Request, event: gr.LikeData) -> None:
@@ -182,8 +202,19 @@ class Page:
         value = {True: 1, "Like": 1, False: -1, "Dislike": -1}.get(event.liked, 0)
         _shown_to_user(lambda: self._assistant.rate(self._identify(request), message, value))
 
-    async def _show(self, identity: Identity, conversation: str, *, cleared: bool = False) -> AsyncIterator[list[Any]]:
+    async def _show(self, request: gr.Request, conversation: str, *, cleared: bool = False) -> AsyncIterator[list[Any]]:
         """The whole page for `conversation` ("" is an empty one), then the running answer as it grows."""
+        view = await self._views.begin(str(request.session_hash))
+        try:
+            async for update in self._updates(self._identify(request), conversation, view, cleared=cleared):
+                yield update
+            yield self._nothing()  # Gradio sends the last update once more when an event ends
+        finally:
+            view.leave()
+
+    async def _updates(
+        self, identity: Identity, conversation: str, view: View, *, cleared: bool
+    ) -> AsyncIterator[list[Any]]:
         mine = self._assistant.conversations(identity)
         entries = self._assistant.entries(identity, conversation) if conversation else ()
         messages = [_message(entry) for entry in entries]
@@ -202,30 +233,37 @@ class Page:
         ]
         if not turn:
             return
-        async for snapshot in self._follow(identity, turn):
+        async for snapshot in self._follow(identity, turn, view):
             content = render_answer(snapshot.events, snapshot.state, snapshot.route, message=turn)
             messages[-1] = {**messages[-1], "content": content}
-            over = snapshot.over
             update = self._nothing()
             update[1] = messages
-            if over:
+            if snapshot.over:
                 update[3:6] = [gr.update(visible=True), gr.update(visible=False), _here(conversation, "")]
             yield update
 
-    async def _follow(self, identity: Identity, turn: str) -> AsyncIterator[Snapshot]:
-        """Snapshots of a running answer, at most `UPDATES_PER_SECOND`, the last one final; costs no thread while it waits."""
+    async def _follow(self, identity: Identity, turn: str, view: View) -> AsyncIterator[Snapshot]:
+        """Snapshots of a running answer until it or the view is over, at most `UPDATES_PER_SECOND`; costs no thread."""
         seen = -1
-        while True:
+        while not view.over:
             version, snapshot = self._assistant.look(identity, turn)
-            if version != seen or snapshot.over:
+            if snapshot.over:
+                yield await asyncio.to_thread(self._logged, identity, snapshot)
+                return
+            if version != seen:
                 seen = version
                 shown = time.monotonic()
                 yield snapshot
-                if snapshot.over:
-                    return
                 await asyncio.sleep(max(0.0, 1 / UPDATES_PER_SECOND - (time.monotonic() - shown)))
             else:
                 await asyncio.sleep(POLL_SECONDS)
+
+    def _logged(self, identity: Identity, over: Snapshot) -> Snapshot:
+        """The ended answer as the log has it, with addresses for its files; once it is shown, the next may be asked."""
+        for _ in self._assistant.follow(identity, over.turn):
+            pass  # its last snapshot comes when the end is on the disk
+        logged = self._assistant.look(identity, over.turn)[1]
+        return logged if logged.over else over
 
     def _is_mine(self, identity: Identity, conversation: str) -> bool:
         """Whether the page may open that conversation; another's looks like one that is not there."""
@@ -249,6 +287,11 @@ def _message(entry: Entry) -> dict[str, Any]:
 def _here(conversation: str, turn: str) -> str:
     """What the script of the page reads: which conversation is shown, and which answer this page follows."""
     return f'<span class="here" title="{escape(conversation)}"></span><span class="following" title="{escape(turn)}"></span>'
+
+
+def _locale(request: gr.Request) -> str:
+    """The browser's first language."""
+    return str(request.headers.get("accept-language") or "en").split(",")[0].strip() or "en"
 
 
 def _text(value: object) -> str:

@@ -201,7 +201,7 @@ def _choices(event: Choices) -> str:
 
 def _actions(event: Actions) -> str:
     buttons = "".join(
-        f'<button type="button" class="action" value="{escape(action.name)}" title="{escape(action.confirm or action.label)}">'
+        f'<button type="button" class="action" value="{escape(action.confirm)}" title="{escape(action.name)}">'
         f"{escape(action.label)}</button>"
         for action in event.actions
     )

