@@ -275,7 +275,7 @@ def knowledge_calibrate(
     with _assistant(home) as assistant:
         authorize(LOCAL, "knowledge.write")
         report = assistant.knowledge.calibrate(questions, collection=collection)
-    _print_json(report)
+    _print_json(report.model_dump(mode="json"))
 
 
 @models_app.command("list")

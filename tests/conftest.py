@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+DATA = Path(__file__).parent.parent / "data"
 _LOOPBACK = ("127.", "localhost", "::1")
 
 
@@ -37,7 +38,11 @@ def template_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     named = os.environ.get("ASSISTANT_TEST_HOME")
     home = Path(named).absolute() if named else tmp_path_factory.mktemp("template")
-    subprocess.run([sys.executable, "-m", "assistant", "setup", "--home", str(home)], check=True, capture_output=True)
+    shop, questions = DATA / "knowledge" / "en", DATA / "golden" / "en" / "calibrate.jsonl"
+    # A folder of an earlier run may hold an older shop: bring it up to today's.
+    for command in (["setup"], ["knowledge", "add", str(shop)], ["knowledge", "calibrate", str(questions)]):
+        program = [sys.executable, "-m", "assistant", *command, "--home", str(home)]
+        subprocess.run(program, check=True, capture_output=True)
     return home
 
 

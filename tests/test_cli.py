@@ -72,6 +72,12 @@ def test_ask_prints_the_answer_and_its_sources(module_home: Path, run_cli: Run) 
     assert "{" not in result.stdout
 
 
+def test_ask_answers_the_readmes_question_from_the_right_entry(module_home: Path, run_cli: Run) -> None:
+    answer = document(run_cli("ask", QUESTION, "--json", home=module_home))
+    assert [source["id"] for source in answer["sources"]][0] == "return-window"
+    assert answer["text"] == answer["sources"][0]["passage"]
+
+
 def test_ask_says_what_it_does_not_know(module_home: Path, run_cli: Run) -> None:
     answer = document(run_cli("ask", "what is the boiling point of mercury", "--json", home=module_home))
     assert answer["text"].startswith("I don't know")
@@ -192,6 +198,14 @@ def test_knowledge_is_added_listed_found_and_removed(tmp_path: Path, prepared_ho
     after = document(run_cli(*query, home=prepared_home))
     assert one["id"] not in {hit["document"] for hit in after["hits"]}
     assert after["sequence"] > found["sequence"]
+
+
+def test_scores_are_fitted_to_known_answers_and_said(prepared_home: Path, run_cli: Run) -> None:
+    questions = Path(__file__).parent.parent / "data" / "golden" / "en" / "calibrate.jsonl"
+    fitted = document(run_cli("knowledge", "calibrate", str(questions), home=prepared_home))
+    found = document(run_cli("knowledge", "search", QUESTION, "--json", home=prepared_home))
+    assert fitted["fitted_on"]["questions"] == 100
+    assert found["threshold"] == fitted["threshold"]
 
 
 def test_a_path_that_is_not_there_is_refused(module_home: Path, run_cli: Run) -> None:

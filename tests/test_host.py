@@ -29,6 +29,7 @@ from assistant import (
     Reply,
     Request,
     Role,
+    Route,
     Source,
     Sources,
     Text,
@@ -785,6 +786,18 @@ def test_a_plugin_above_the_callers_role_is_not_run(chat: Chats) -> None:
         assert message == "There is no plugin /secret here. These are: /fine."
     assert ran == []
     assert [plugin.name for plugin in chatting.assistant.plugins_for(chatting.identity)] == ["fine"]
+
+
+def test_a_router_that_errs_cannot_run_a_plugin_above_the_callers_role(
+    chat: Chats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SEC-10: the right is asked for once more where the plugin is called."""
+    ran: list[Request] = []
+    chatting = chat(Fine, scripted(lambda request, _: ran.append(request), "secret", role=Role.ADMIN))
+    chatting.identity = Identity("v-customer")
+    monkeypatch.setattr("assistant.router.Router.route", lambda *_, **__: (Route("secret", "guess"), "x"))
+    assert failure(chatting.ask("x")).message.startswith("This needs the role admin; you are customer.")
+    assert ran == []
 
 
 def test_progress_is_shown_and_not_left_behind(chat: Chats, gates: Gates) -> None:

@@ -92,13 +92,13 @@ class Page:
                     max_length=self._assistant.settings.server.max_text,
                 )
                 self._send = gr.Button("Send", variant="primary", scale=1, min_width=88, elem_id="send")
-                self._stop = gr.Button("Stop", variant="stop", scale=1, min_width=88, visible=False, elem_id="stop")
+                self._stop = gr.Button("Stop", variant="stop", scale=1, min_width=88, elem_id="stop")
             self._here = gr.Markdown(elem_id="here", container=False)
             # Out of sight: page.js clicks these, and writes into the box which action of which answer was clicked.
             wake = gr.Button("wake", elem_id="wake")
             action = gr.Textbox(label="Action", elem_id="action", container=False, show_label=False)
             act = gr.Button("act", elem_id="act")
-            shown: list[Any] = [self._list, self._chat, self._text, self._send, self._stop, self._here, title]
+            shown: list[Any] = [self._list, self._chat, self._text, self._here, title]
             # Values come as the browser sent them: Gradio would refuse a conversation that it did not list in this page
             # session, and it forgets the session when the program is started again. Who may do what is ours to say.
             shared: dict[str, Any] = {
@@ -226,8 +226,6 @@ class Page:
             gr.update(choices=choices, value=conversation or None),
             gr.update(value=messages, feedback_value=thumbs),
             gr.update(value="") if cleared else gr.skip(),
-            gr.update(visible=not turn),
-            gr.update(visible=bool(turn)),
             _here(conversation, turn),
             title,
         ]
@@ -239,7 +237,7 @@ class Page:
             update = self._nothing()
             update[1] = messages
             if snapshot.over:
-                update[3:6] = [gr.update(visible=True), gr.update(visible=False), _here(conversation, "")]
+                update[3] = _here(conversation, "")
             yield update
 
     async def _follow(self, identity: Identity, turn: str, view: View) -> AsyncIterator[Snapshot]:
@@ -276,7 +274,7 @@ class Page:
         return True
 
     def _nothing(self) -> list[Any]:
-        return [gr.skip()] * 7
+        return [gr.skip()] * 5
 
 
 def _message(entry: Entry) -> dict[str, Any]:
@@ -285,7 +283,10 @@ def _message(entry: Entry) -> dict[str, Any]:
 
 
 def _here(conversation: str, turn: str) -> str:
-    """What the script of the page reads: which conversation is shown, and which answer this page follows."""
+    """What the page's script and style go by: which conversation is shown, and which answer is on its way in it.
+
+    Send and Stop take turns by it: Gradio loses one of two changes of `visible` that come close together.
+    """
     return f'<span class="here" title="{escape(conversation)}"></span><span class="following" title="{escape(turn)}"></span>'
 
 

@@ -131,9 +131,15 @@ def clean(html: str) -> str:
         tags=_TAGS,
         attributes=_ATTRIBUTES,
         url_schemes={"http", "https", "mailto"},
+        attribute_filter=_checked_attribute,
         link_rel="noopener noreferrer nofollow",
     )
     return safe.replace("\r", "").replace("\n", "&#10;")
+
+
+def _checked_attribute(tag: str, name: str, value: str) -> str | None:
+    """The attribute's value, or None to drop it: a link leads to a site, an address to write to, or a file of ours."""
+    return None if name == "href" and not _LINK.match(value) else value
 
 
 def _text(event: Text) -> str:
@@ -271,6 +277,7 @@ RENDERERS: Mapping[type[Event], Callable[[Any], str]] = {
 }
 
 _RENDERED = re.compile(r'<div class="answer [a-z]+ id-([0-9a-f]{32})">')
+_LINK = re.compile(r"https?://|mailto:|/files/[0-9a-f]{32}$", re.IGNORECASE)
 _SPACES = re.compile(r"\s+")
 
 

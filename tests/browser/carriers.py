@@ -1,4 +1,4 @@
-"""Texts that want to run a script (`XSS`) or to make the browser tell somebody (`EXFILTRATION`); `{a}` is the attacker's address."""
+"""Texts that want to run a script, and texts that make a browser ask the attacker, whose address is `{a}`."""
 
 from __future__ import annotations
 

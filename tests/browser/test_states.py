@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import BrowserContext, Dialog, expect
 
 from tests.browser.carriers import EXFILTRATION, XSS
 from tests.browser.conftest import Open, Screen, Site, Watch
@@ -145,7 +145,12 @@ def test_hostile_texts_are_texts(visitor: Open, site: Site, watch: Watch, attack
     context = visitor()
     page = context.new_page()
     page.add_init_script("window.hits = 0; window.hit = () => { window.hits++ }")
-    page.on("dialog", lambda dialog: (watch.dialogs.append(dialog.message), dialog.dismiss())[1])
+
+    def refuse(dialog: Dialog) -> None:
+        watch.dialogs.append(dialog.message)
+        dialog.dismiss()
+
+    page.on("dialog", refuse)
     screen = Screen(page, site).open()
     carriers = [carrier.format(a=address) for carrier in (*XSS, *EXFILTRATION)]
     with Visitor(site.address) as quick:  # the same visitor, without waiting for the screen
@@ -168,10 +173,7 @@ def test_hostile_texts_are_texts(visitor: Open, site: Site, watch: Watch, attack
     assert "onerror=hit()" in page.locator("#chat").inner_text(), "the texts are not shown at all: what was tested?"
 
 
-def _cookie(context: object) -> str:
-    from playwright.sync_api import BrowserContext
-
-    assert isinstance(context, BrowserContext)
+def _cookie(context: BrowserContext) -> str:
     return next(cookie["value"] for cookie in context.cookies() if cookie["name"] == "assistant_session")
 
 
@@ -200,7 +202,7 @@ def test_a_phone_shows_it_all(visitor: Open, site: Site) -> None:
     for overflow in ("#chat .answer", "#chat .said"):
         assert screen.page.locator(overflow).last.evaluate("e => e.scrollWidth <= e.clientWidth + 1")
     screen.page.locator("#sidebar .toggle-button").click()
-    screen.page.locator("#new").click()
+    screen.new()
     expect(screen.page.locator("#sidebar.open")).to_have_count(0)
     screen.ask("/hello").answered()
     screen.page.locator("#sidebar .toggle-button").click()

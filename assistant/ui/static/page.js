@@ -121,6 +121,6 @@
   });
 
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape") click("stop");
+    if (event.key === "Escape" && mark("following")) click("stop");
   });
 })();
