@@ -18,7 +18,13 @@ from assistant.plugin import ModelName
 PREFIX = "ASSISTANT_"
 FILE = "settings.toml"
 DEFAULT_FILE = Path(__file__).with_name("settings.default.toml")
-_NOT_SETTINGS = {"ASSISTANT_HOME", "ASSISTANT_TEST_HOME", "ASSISTANT_CHROMIUM", "ASSISTANT_BENCHMARK_DATA"}
+_NOT_SETTINGS = {
+    "ASSISTANT_HOME",
+    "ASSISTANT_TEST_HOME",
+    "ASSISTANT_CHROMIUM",
+    "ASSISTANT_SCREENSHOT",
+    "ASSISTANT_BENCHMARK_DATA",
+}
 
 
 class _Section(BaseModel):

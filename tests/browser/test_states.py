@@ -177,17 +177,16 @@ def _cookie(context: BrowserContext) -> str:
     return next(cookie["value"] for cookie in context.cookies() if cookie["name"] == "assistant_session")
 
 
-def test_the_test_of_hostile_texts_can_fail(visitor: Open, site: Site, attacker: tuple[str, list[str]]) -> None:
-    """What the sanitizer takes out is found where it is put in, and what the policy stops is stopped."""
+def test_the_test_of_hostile_texts_can_fail(visitor: Open, site: Site) -> None:
+    """What the sanitizer takes out is found where it is put in."""
     page = visitor().new_page()
     page.add_init_script("window.hits = 0; window.hit = () => { window.hits++ }")
     screen = Screen(page, site).open()
     screen.ask("/hello").answered()
-    page.evaluate(
-        'document.querySelector(\'#chat .answer\').innerHTML += \'<img src="data:,x" onerror="hit()"><a href="javascript:hit()">x</a>\''
-    )
+    html = '<img src="data:,x" onerror="hit()"><a href="javascript:hit()">x</a>'
+    page.evaluate("html => { document.querySelector('#chat .answer').innerHTML += html }", html)
     page.wait_for_function("window.hits === 1")
-    assert len(page.evaluate(HARMLESS)) == 4
+    assert len(page.evaluate(HARMLESS)) == 4, "an image, its source, its handler, the address of the link"
 
 
 def test_a_phone_shows_it_all(visitor: Open, site: Site) -> None:
