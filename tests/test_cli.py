@@ -74,7 +74,7 @@ def test_ask_prints_the_answer_and_its_sources(module_home: Path, run_cli: Run) 
 
 def test_ask_answers_the_readmes_question_from_the_right_entry(module_home: Path, run_cli: Run) -> None:
     answer = document(run_cli("ask", QUESTION, "--json", home=module_home))
-    assert [source["id"] for source in answer["sources"]][0] == "return-window"
+    assert answer["sources"][0]["id"] == "return-window"
     assert answer["text"] == answer["sources"][0]["passage"]
 
 
