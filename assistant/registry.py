@@ -24,6 +24,9 @@ from assistant.settings import PluginsSection
 GROUP = "assistant.plugins.v1"
 log = logging.getLogger(__name__)
 
+_added: set[str] = set()
+"""Folders that settings put on the package's path: it is the process's, and another registry may not want them."""
+
 AnyPlugin = Plugin[Any]
 
 
@@ -89,7 +92,9 @@ def _discover(folders: tuple[Path, ...]) -> Iterator[tuple[type[AnyPlugin], str]
             yield Rejected(folder.name, str(folder), "there is no such folder; mend [plugins] folders in the settings")
         elif str(folder) not in package.__path__:
             package.__path__.append(str(folder))
-    for place in dict.fromkeys(str(Path(place).resolve()) for place in package.__path__):
+            _added.add(str(folder))
+    own = [place for place in package.__path__ if place not in _added]
+    for place in dict.fromkeys(str(Path(place).resolve()) for place in [*own, *folders]):
         for info in sorted(pkgutil.iter_modules([place]), key=lambda module: module.name):
             yield from _from_module(info.name, place)
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):

@@ -319,3 +319,15 @@ def test_an_entry_point_that_gives_no_plugin_is_named(value: str, reason: str, i
 def test_ctrl_c_while_loading_ends_the_program(write: Callable[..., Path]) -> None:
     with pytest.raises(KeyboardInterrupt):
         load(write(bad="raise KeyboardInterrupt"))
+
+
+def test_a_folder_of_one_registry_is_not_in_the_next(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "passing_by.py").write_text(
+        "from assistant import Options, Plugin\n\n\nclass PassingBy(Plugin[Options]):\n"
+        '    name = "passing_by"\n    summary = "Here once."\n\n    def handle(self, request, options):\n        return []\n'
+    )
+    services = {"knowledge": None, "models": None, "log": None}
+    assert "passing_by" in Registry.load(PluginsSection(folders=(folder,)), services).loaded
+    assert "passing_by" not in Registry.load(PluginsSection(), services).loaded

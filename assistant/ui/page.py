@@ -152,7 +152,7 @@ class Page:
             text=text,
             identity=identity,
             conversation=conversation,
-            locale=_locale(request),
+            locale=self._locale(request),
             key=secrets.token_hex(16),
         )
         begun = await asyncio.to_thread(_shown_to_user, lambda: self._assistant.submit(incoming))
@@ -165,7 +165,7 @@ class Page:
         message, _, position = _text(clicked).partition(" ")
         number = int(position) if position.isdecimal() and len(position) < 6 else -1
         begun = await asyncio.to_thread(
-            _shown_to_user, lambda: self._assistant.act(identity, message, number, locale=_locale(request))
+            _shown_to_user, lambda: self._assistant.act(identity, message, number, locale=self._locale(request))
         )
         async for update in self._show(request, begun.conversation):
             yield update
@@ -263,6 +263,13 @@ class Page:
         logged = self._assistant.look(identity, over.turn)[1]
         return logged if logged.over else over
 
+    def _locale(self, request: gr.Request) -> str:
+        """The language of the settings, or with "auto" the browser's first."""
+        language = self._assistant.settings.language
+        if language != "auto":
+            return language
+        return str(request.headers.get("accept-language") or "en").split(",")[0].split(";")[0].strip() or "en"
+
     def _is_mine(self, identity: Identity, conversation: str) -> bool:
         """Whether the page may open that conversation; another's looks like one that is not there."""
         if not conversation:
@@ -288,11 +295,6 @@ def _here(conversation: str, turn: str) -> str:
     Send and Stop take turns by it: Gradio loses one of two changes of `visible` that come close together.
     """
     return f'<span class="here" title="{escape(conversation)}"></span><span class="following" title="{escape(turn)}"></span>'
-
-
-def _locale(request: gr.Request) -> str:
-    """The browser's first language."""
-    return str(request.headers.get("accept-language") or "en").split(",")[0].strip() or "en"
 
 
 def _text(value: object) -> str:
