@@ -93,8 +93,8 @@ def _discover(folders: tuple[Path, ...]) -> Iterator[tuple[type[AnyPlugin], str]
         elif str(folder) not in package.__path__:
             package.__path__.append(str(folder))
             _added.add(str(folder))
-    own = [place for place in package.__path__ if place not in _added]
-    for place in dict.fromkeys(str(Path(place).resolve()) for place in [*own, *folders]):
+    own = [Path(place) for place in package.__path__ if place not in _added]
+    for place in dict.fromkeys(str(path.resolve()) for path in [*own, *folders]):
         for info in sorted(pkgutil.iter_modules([place]), key=lambda module: module.name):
             yield from _from_module(info.name, place)
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):

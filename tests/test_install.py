@@ -291,6 +291,7 @@ def test_an_installer_that_outlives_a_killed_launch_keeps_the_next_one_waiting(
     assert launch.Environment(checkout).stamped() == launch.HALF_MADE
 
 
+@pytest.mark.slow
 def test_without_a_network_it_says_so_and_the_next_run_goes_on_from_there(checkout: Path) -> None:
     first = run(checkout, env=NO_NETWORK)
     assert first.returncode == 1
@@ -302,6 +303,7 @@ def test_without_a_network_it_says_so_and_the_next_run_goes_on_from_there(checko
     assert re.search(r"\[2/5\] Python environment … 0\.\d s", again.stdout)
 
 
+@pytest.mark.slow
 def test_without_space_it_says_so_and_the_next_run_starts_over(checkout: Path) -> None:
     """REL-06 for the set-up: writes fail beyond a size, as on a full disk."""
     limit = 1_000_000

@@ -48,6 +48,7 @@ def model(model_home: Path) -> Iterator[OnnxEmbedder]:
     database.close()
 
 
+@pytest.mark.slow
 def test_it_gives_the_vectors_of_sentence_transformers(model: OnnxEmbedder, model_home: Path) -> None:
     """In a process of its own, as torch must not stay in the one that runs the tests."""
     database = Database.at(model_home)

@@ -23,6 +23,7 @@ from assistant.server import _listen
 from tests.server.serving import Served, serving
 from tests.server.visitor import Visitor
 
+pytestmark = pytest.mark.slow  # a dozen starts of the whole program
 RunCli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
