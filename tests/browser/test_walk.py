@@ -246,7 +246,9 @@ def test_a_file_is_saved(screen: Screen) -> None:
 
 def test_enter_sends_and_shift_enter_makes_a_line(screen: Screen) -> None:
     """As everybody's fingers know it; an empty message is not sent."""
-    with screen.page.expect_response("**/queue/join*"):  # Gradio reads the box when it sends, which may be later than the key
+    with screen.page.expect_response(
+        "**/queue/join*"
+    ):  # Gradio reads the box when it sends, which may be later than the key
         screen.box.press("Enter")
     expect(screen.answers).to_have_count(0)
     screen.box.fill("/hello one")
