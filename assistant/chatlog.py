@@ -7,7 +7,6 @@ that goes pending -> streaming -> done, failed or stopped, under a lease of the 
 from __future__ import annotations
 
 import hashlib
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -16,13 +15,12 @@ from sqlalchemy import Connection, Row, insert, select, update
 
 from assistant import queries
 from assistant.errors import Forbidden, UserError
-from assistant.identity import ABSENT, Identity
+from assistant.identity import ABSENT, Identity, new_id
 from assistant.messages import Event, Failure, Incoming, Message, Progress, Route, Text, from_log, to_log
 from assistant.schema import conversations, feedback, files, messages, predictions, states
 from assistant.storage import Database, is_alive, now, process_name, upsert
 
 State: TypeAlias = Literal["pending", "streaming", "done", "failed", "stopped"]
-LEASE_SECONDS = 30.0
 RESTARTED = "The program was stopped while it answered. Ask again."
 
 
@@ -63,6 +61,7 @@ class Begun:
     answer: str
     history: tuple[Message, ...]
     floor: str = ""
+    states: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # each plugin's own JSON in this conversation
     repeated: bool = False
 
 
@@ -93,11 +92,6 @@ class Finished:
     predictions: Sequence[Prediction] = ()
 
 
-def new_id() -> str:
-    """An id that cannot be guessed: 122 random bits."""
-    return uuid.uuid4().hex
-
-
 class Log:
     """Reads and writes conversations; who may do so is the caller's question."""
 
@@ -107,7 +101,7 @@ class Log:
 
     def create(self, identity: Identity, *, title: str = "", locale: str = "en") -> Conversation:
         """A new, empty conversation of `identity`."""
-        made = self._database.write(lambda c: _created(c, identity.id, locale, title))
+        made = self._database.write(lambda c: queries.create(c, identity.id, locale, title))
         return self.conversation(made)
 
     def conversation(self, conversation: str) -> Conversation:
@@ -152,7 +146,16 @@ class Log:
         return self._database.write(lambda c: self._begin(c, incoming.conversation, text, values))
 
     def _begin(self, connection: Connection, conversation: str, text: str, values: dict[str, Any]) -> Begun:
-        conversation = conversation or _created(connection, values["author"], values["locale"])
+        question, answer, title = new_id(), new_id(), " ".join(text.split())[:60]
+        if not conversation:
+            conversation = queries.create(connection, values["author"], values["locale"], title, answer)
+            queries.say(
+                connection,
+                values | {"conversation": conversation, "text": text},
+                (None, question, answer),
+                self._process,
+            )
+            return Begun(conversation=conversation, question=question, answer=answer, history=())
         row = _conversation_row(connection, conversation)
         if key := values["idempotency_key"]:
             sent = connection.execute(queries.SENT, {"conversation": conversation, "key": key}).one_or_none()
@@ -163,34 +166,27 @@ class Log:
         branch = connection.execute(queries.RECENT, {"head": row.head}).all()[::-1]
         if branch and branch[-1].state in ("pending", "streaming") and not self._is_left(branch[-1]):
             raise UserError("The last question of this conversation is still being answered. Wait for it, or stop it.")
-        question, answer = new_id(), new_id()
-        shared = {"conversation": conversation, "created": now()}
-        connection.execute(
-            insert(messages),
-            [
-                {
-                    **_EMPTY, **shared, **values, "id": question, "parent": row.head, "role": "user", "text": text,
-                    "input": text, "state": "done",
-                },
-                {
-                    **_EMPTY, **shared, "locale": values["locale"], "author": "assistant", "id": answer, "parent": question,
-                    "role": "assistant", "text": "", "state": "pending", "lease_holder": self._process,
-                    "lease_until": now() + LEASE_SECONDS,
-                },
-            ],
-        )  # fmt: skip
-        title = row.title or " ".join(text.split())[:60]
-        connection.execute(
-            queries.TOUCH, {"key": conversation, "head": answer, "floor": None, "title": title, "updated": now()}
+        states = connection.execute(queries.STATES, {"conversation": conversation}).all()
+        queries.say(
+            connection,
+            values | {"conversation": conversation, "text": text},
+            (row.head, question, answer),
+            self._process,
         )
-        history = tuple(Message(m.role, m.text) for m in branch if m.text)
+        touched = {"key": conversation, "head": answer, "floor": None, "title": row.title or title, "updated": now()}
+        connection.execute(queries.TOUCH, touched)
         return Begun(
-            conversation=conversation, question=question, answer=answer, history=history, floor=row.floor or ""
+            conversation=conversation,
+            question=question,
+            answer=answer,
+            history=tuple(Message(m.role, m.text) for m in branch if m.text),
+            floor=row.floor or "",
+            states={state.plugin: state.value for state in states},
         )
 
     def checkpoint(self, answer: str, events: Sequence[Event]) -> None:
         """Put what was streamed so far on the disk and renew the lease, so that a kill loses little of a long answer."""
-        values = _answer(events) | {"state": "streaming", "lease_until": now() + LEASE_SECONDS}
+        values = _answer(events) | {"state": "streaming", "lease_until": now() + queries.LEASE_SECONDS}
         self._database.write(lambda c: c.execute(queries.ANSWER, {**values, "key": answer}))
 
     def finish(self, begun: Begun, finished: Finished) -> None:
@@ -293,7 +289,7 @@ class Log:
 
     def renew(self, answers: Iterable[str]) -> None:
         """Keep the leases of answers that are still being made."""
-        rows = [{"key": answer, "until": now() + LEASE_SECONDS} for answer in answers]
+        rows = [{"key": answer, "until": now() + queries.LEASE_SECONDS} for answer in answers]
         if rows:
             self._database.write(lambda c: c.execute(queries.RENEW, rows))
 
@@ -333,17 +329,6 @@ class Log:
             knowledge_sequence=row.knowledge_sequence,
             timings=row.timings or {},
         )
-
-
-_EMPTY: dict[str, Any] = dict.fromkeys(
-    ("input", "raw_digest", "idempotency_key", "lease_holder", "lease_until", "locale", "parent")
-)
-
-
-def _created(connection: Connection, owner: str, locale: str, title: str = "") -> str:
-    row: dict[str, Any] = {"id": new_id(), "owner": owner, "title": title, "locale": locale}
-    connection.execute(queries.CREATE, row | {"created": now(), "updated": now()})
-    return str(row["id"])
 
 
 def _conversation_row(connection: Connection, conversation: str) -> Row[Any]:

@@ -138,7 +138,7 @@ class Host:
         plugin = gate.plugin
         authorize(incoming.identity, call_action(plugin.role))
         options = _options(plugin, incoming)
-        before = self._log.state(turn.begun.conversation, plugin.name)
+        before = turn.begun.states.get(plugin.name, {})
         request = Request(
             id=turn.begun.answer,
             conversation=turn.begun.conversation,

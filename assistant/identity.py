@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -14,6 +15,11 @@ class Role(IntEnum):
     CUSTOMER = 1
     AGENT = 2
     ADMIN = 3
+
+
+def new_id() -> str:
+    """An id that cannot be guessed: 122 random bits."""
+    return uuid.uuid4().hex
 
 
 @dataclass(frozen=True, slots=True)

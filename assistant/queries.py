@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from sqlalchemy import bindparam, insert, literal, select, update
+from typing import Any
 
+from sqlalchemy import Connection, bindparam, insert, literal, select, update
+
+from assistant.identity import new_id
 from assistant.schema import conversations, feedback, messages, states
+from assistant.storage import now
 
 HISTORY = 50
 """How many messages before the question a plugin is given."""
+LEASE_SECONDS = 30.0
+"""How long an answer counts as being made after its process last said so."""
 
 _LIGHT = ("id", "parent", "role", "text", "state", "lease_holder", "lease_until")
 CONVERSATION = select(conversations).where(conversations.c.id == bindparam("id"), conversations.c.deleted.is_(False))
@@ -23,6 +29,8 @@ SENT = (
     )
 )
 CREATE = insert(conversations)
+SAY = insert(messages)
+STATES = select(states.c.plugin, states.c.value).where(states.c.conversation == bindparam("conversation"))
 _BASE = (
     select(*(messages.c[name] for name in _LIGHT), literal(1).label("depth"))
     .where(messages.c.id == bindparam("head"))
@@ -69,3 +77,32 @@ FINISH = (
     )
 )  # fmt: skip
 RENEW = update(messages).where(messages.c.id == bindparam("key")).values(lease_until=bindparam("until"))
+
+_EMPTY: dict[str, Any] = dict.fromkeys(
+    ("input", "raw_digest", "idempotency_key", "lease_holder", "lease_until", "locale", "parent")
+)
+
+
+def say(connection: Connection, said: dict[str, Any], ids: tuple[str | None, str, str], process: str) -> None:
+    """Insert a question and its pending answer; `ids` are those of the message before, the question and the answer."""
+    before, question, answer = ids
+    until = now() + LEASE_SECONDS
+    shared = _EMPTY | {"conversation": said["conversation"], "locale": said["locale"], "created": now()}
+    asked = {"id": question, "parent": before, "role": "user", "input": said["text"], "state": "done"}
+    pending = {
+        "id": answer,
+        "parent": question,
+        "role": "assistant",
+        "author": "assistant",
+        "text": "",
+        "state": "pending",
+    }
+    leased = {"lease_holder": process, "lease_until": until}
+    connection.execute(SAY, [shared | said | asked, shared | pending | leased])
+
+
+def create(connection: Connection, owner: str, locale: str, title: str = "", head: str | None = None) -> str:
+    """Insert a conversation and return its id."""
+    row: dict[str, Any] = {"id": new_id(), "owner": owner, "title": title, "locale": locale, "head": head}
+    connection.execute(CREATE, row | {"created": now(), "updated": now()})
+    return str(row["id"])

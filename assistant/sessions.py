@@ -13,9 +13,8 @@ from pathlib import Path
 
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 
-from assistant.chatlog import new_id
 from assistant.errors import Forbidden
-from assistant.identity import Identity, Role
+from assistant.identity import Identity, Role, new_id
 
 COOKIE = "assistant_session"
 LIFETIME_SECONDS = 90 * 24 * 3600

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from assistant.chatlog import new_id
+from assistant.identity import new_id
 from tests.server.serving import Served
 from tests.server.visitor import Outcome, Visitor
 
