@@ -55,6 +55,7 @@ def serve(
     """Put in place what is missing, then serve the page until Ctrl-C."""
     from assistant.server import run
 
+    authorize(LOCAL, "server.run")
     settings = load(home_folder(home))
     server = settings.server.model_copy(
         update={"host": host or settings.server.host, "port": settings.server.port if port is None else port}
@@ -67,7 +68,7 @@ def setup(home: Home = None) -> None:
     """Put the base models and the demo shop in place; `serve` does it too."""
     from assistant.setup import prepare
 
-    with _assistant(home) as assistant:
+    with _assistant(home, "server.run") as assistant:
         prepare(assistant, _report)
 
 
@@ -90,7 +91,7 @@ def ask(
         if not equals or not name:
             raise UserError(f"--option: expected NAME=VALUE, found {pair!r}.")
         options[name] = value
-    with _assistant(home) as assistant:
+    with _assistant(home, "conversation.create") as assistant:
         incoming = Incoming(text=text, identity=LOCAL, plugin=plugin, options=options)
         reply = assistant.ask(incoming)
     failures = [event for event in reply.events if isinstance(event, Failure)]
@@ -124,7 +125,7 @@ def ask(
 @app.command("plugins")
 def plugins_command(home: Home = None, as_json: AsJson = False) -> None:
     """List the plugins that are loaded, and those that are not with the reason."""
-    with _assistant(home) as assistant:
+    with _assistant(home, "plugin.list") as assistant:
         loaded = [
             {
                 "name": name,
@@ -149,6 +150,7 @@ def doctor(home: Home = None, as_json: AsJson = False) -> None:
     """Say what this installation has, and what to do where something is wrong; exit code 1 if anything is."""
     from assistant.doctor import examine
 
+    authorize(LOCAL, "server.run")
     folder = home_folder(home)
     rows = examine(folder, load(folder))
     if as_json:
@@ -181,8 +183,7 @@ def knowledge_add(
     for path in paths:
         if not path.exists():
             raise UserError(f"{path}: there is no such file or folder.")
-    with _assistant(home) as assistant:
-        authorize(LOCAL, "knowledge.write")
+    with _assistant(home, "knowledge.write") as assistant:
         added = assistant.knowledge.add(
             paths, collection=collection, owner=LOCAL.id, report=None if as_json else _report
         )
@@ -209,8 +210,7 @@ def knowledge_add(
 @knowledge_app.command("list")
 def knowledge_list(home: Home = None, collection: Collection = "", as_json: AsJson = False) -> None:
     """List the documents of a collection."""
-    with _assistant(home) as assistant:
-        authorize(LOCAL, "knowledge.read")
+    with _assistant(home, "knowledge.read") as assistant:
         documents = assistant.knowledge.documents(collection)
     rows = [
         {"id": d.id, "uri": d.uri, "title": d.title, "kind": d.kind, "language": d.language, "chunks": d.chunks}
@@ -231,8 +231,7 @@ def knowledge_remove(
     collection: Collection = "",
 ) -> None:
     """Remove a document, or one chunk; from then on nothing is answered from it."""
-    with _assistant(home) as assistant:
-        authorize(LOCAL, "knowledge.write")
+    with _assistant(home, "knowledge.write") as assistant:
         removed = assistant.knowledge.remove(identifier, collection=collection)
     _print(f"Removed {removed} chunk{'' if removed == 1 else 's'}.")
 
@@ -246,8 +245,7 @@ def knowledge_search(
     as_json: AsJson = False,
 ) -> None:
     """Show what a question finds, with the scores behind it."""
-    with _assistant(home) as assistant:
-        authorize(LOCAL, "knowledge.search")
+    with _assistant(home, "knowledge.search") as assistant:
         found = assistant.knowledge.search(query, collection=collection, limit=limit)
     hits = [
         {
@@ -272,8 +270,7 @@ def knowledge_calibrate(
     collection: Collection = "",
 ) -> None:
     """Fit scores and threshold to questions whose answers are known."""
-    with _assistant(home) as assistant:
-        authorize(LOCAL, "knowledge.write")
+    with _assistant(home, "knowledge.write") as assistant:
         report = assistant.knowledge.calibrate(questions, collection=collection)
     _print_json(report.model_dump(mode="json"))
 
@@ -281,8 +278,7 @@ def knowledge_calibrate(
 @models_app.command("list")
 def models_list(home: Home = None, as_json: AsJson = False) -> None:
     """List the models that are in place and those that can be put there."""
-    with _assistant(home) as assistant:
-        authorize(LOCAL, "model.read")
+    with _assistant(home, "model.read") as assistant:
         installed = assistant.models.list()
     rows = [
         {
@@ -313,8 +309,7 @@ def models_list(home: Home = None, as_json: AsJson = False) -> None:
 @models_app.command("pull")
 def models_pull(name: Annotated[str, typer.Argument(help="A name of `models list`.")], home: Home = None) -> None:
     """Put a base model in place, checked and ready to serve."""
-    with _assistant(home) as assistant:
-        authorize(LOCAL, "model.write")
+    with _assistant(home, "model.write") as assistant:
         assistant.models.pull(name, report=_report)
 
 
@@ -347,10 +342,11 @@ _ENVIRONMENT = {
 
 
 @contextmanager
-def _assistant(home: Path | None) -> Iterator[Assistant]:
+def _assistant(home: Path | None, action: str) -> Iterator[Assistant]:
     """The assistant, closed at the end; what plugins print goes to standard error, where it cannot break a document."""
     from assistant.app import Assistant
 
+    authorize(LOCAL, action)
     folder = home_folder(home)
     settings: Settings = load(folder)
     with redirect_stdout(sys.stderr):
